@@ -13,9 +13,16 @@ use anyhow::{Context, Result, ensure};
 /// When it was not built: `cargo test --workspace` does; `cargo test -p ds4-tests` alone does not.
 pub fn ds4() -> Result<PathBuf> {
     let test = std::env::current_exe().context("the test binary's own path")?;
-    let profile = test.ancestors().nth(2).context("a test binary lies in target/<profile>/deps")?;
+    let profile = test
+        .ancestors()
+        .nth(2)
+        .context("a test binary lies in target/<profile>/deps")?;
     let binary = profile.join("ds4");
-    ensure!(binary.exists(), "{} is missing: run `cargo build -p ds4-cli` first", binary.display());
+    ensure!(
+        binary.exists(),
+        "{} is missing: run `cargo build -p ds4-cli` first",
+        binary.display()
+    );
     Ok(binary)
 }
 
@@ -29,7 +36,12 @@ where
     S: AsRef<std::ffi::OsStr>,
 {
     let output = ds4_output(arguments)?;
-    ensure!(output.status.success(), "ds4 ended with {}:\n{}", output.status, String::from_utf8_lossy(&output.stderr));
+    ensure!(
+        output.status.success(),
+        "ds4 ended with {}:\n{}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
     Ok(output)
 }
 
@@ -42,7 +54,10 @@ where
     I: IntoIterator<Item = S>,
     S: AsRef<std::ffi::OsStr>,
 {
-    Command::new(ds4()?).args(arguments).output().context("starting ds4")
+    Command::new(ds4()?)
+        .args(arguments)
+        .output()
+        .context("starting ds4")
 }
 
 /// Writes a synthetic model into `folder` through the program's own command.
@@ -52,7 +67,12 @@ where
 pub fn synth(folder: &Path, preset: &str, seed: u64, settings: &[&str]) -> Result<PathBuf> {
     let path = folder.join(format!("{preset}-{seed}.gguf"));
     let mut arguments = vec!["synth".to_owned(), "--preset".to_owned(), preset.to_owned()];
-    arguments.extend(["--seed".to_owned(), seed.to_string(), "--out".to_owned(), path.display().to_string()]);
+    arguments.extend([
+        "--seed".to_owned(),
+        seed.to_string(),
+        "--out".to_owned(),
+        path.display().to_string(),
+    ]);
     for setting in settings {
         arguments.extend(["--set".to_owned(), (*setting).to_owned()]);
     }

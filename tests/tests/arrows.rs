@@ -15,8 +15,21 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("ds4-model", &["ds4-gguf", "ds4-kernels"]),
     ("ds4-proto", &[]),
     ("ds4-telemetry", &[]),
-    ("ds4-runtime", &["ds4-gguf", "ds4-kernels", "ds4-model", "ds4-proto", "ds4-telemetry", "ds4-tokenizer"]),
-    ("ds4-server", &["ds4-model", "ds4-runtime", "ds4-telemetry", "ds4-tokenizer"]),
+    (
+        "ds4-runtime",
+        &[
+            "ds4-gguf",
+            "ds4-kernels",
+            "ds4-model",
+            "ds4-proto",
+            "ds4-telemetry",
+            "ds4-tokenizer",
+        ],
+    ),
+    (
+        "ds4-server",
+        &["ds4-model", "ds4-runtime", "ds4-telemetry", "ds4-tokenizer"],
+    ),
     (
         "ds4-cli",
         &[
@@ -39,7 +52,10 @@ const ALLOWED: &[(&str, &[&str])] = &[
 ];
 
 fn arrows() -> BTreeMap<String, BTreeSet<String>> {
-    let metadata = MetadataCommand::new().no_deps().exec().expect("cargo metadata runs");
+    let metadata = MetadataCommand::new()
+        .no_deps()
+        .exec()
+        .expect("cargo metadata runs");
     metadata
         .packages
         .iter()
@@ -59,7 +75,10 @@ fn arrows() -> BTreeMap<String, BTreeSet<String>> {
 fn every_crate_is_placed_in_the_picture() {
     let found: BTreeSet<String> = arrows().into_keys().collect();
     let placed: BTreeSet<String> = ALLOWED.iter().map(|(name, _)| (*name).to_owned()).collect();
-    assert_eq!(found, placed, "a new crate needs a line in ALLOWED and in ARCHITECTURE.md");
+    assert_eq!(
+        found, placed,
+        "a new crate needs a line in ALLOWED and in ARCHITECTURE.md"
+    );
 }
 
 #[test]
@@ -75,7 +94,10 @@ fn no_crate_points_against_the_arrows() {
                 .map(move |to| format!("{from} -> {to}"))
         })
         .collect();
-    assert!(wrong.is_empty(), "arrows that ARCHITECTURE.md does not have: {wrong:?}");
+    assert!(
+        wrong.is_empty(),
+        "arrows that ARCHITECTURE.md does not have: {wrong:?}"
+    );
 }
 
 #[test]
@@ -88,7 +110,15 @@ fn the_operator_reaches_no_engine_crate_even_through_others() {
             queue.extend(next.iter().filter(|n| seen.insert((*n).clone())).cloned());
         }
     }
-    let engine = ["ds4-kernels", "ds4-kernels-cpu", "ds4-gguf", "ds4-model", "ds4-proto", "ds4-runtime", "ds4-server"];
+    let engine = [
+        "ds4-kernels",
+        "ds4-kernels-cpu",
+        "ds4-gguf",
+        "ds4-model",
+        "ds4-proto",
+        "ds4-runtime",
+        "ds4-server",
+    ];
     let reached: Vec<_> = engine.iter().filter(|name| seen.contains(**name)).collect();
     assert!(reached.is_empty(), "ds4-operator reaches {reached:?}");
 }
