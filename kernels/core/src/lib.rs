@@ -1,1 +1,21 @@
-//! Skeleton.
+//! Storage formats, activation quantisation and the deterministic arithmetic of every back end.
+//!
+//! What is here is the scalar reference: short, obvious, and the oracle that the vectorised back ends are compared with.
+//! No result depends on anything but the operands: blocks are added in ascending order, `f32` dots use fixed lanes.
+
+mod activation;
+mod dequant;
+mod dot;
+mod format;
+mod grid;
+mod matmul;
+mod matrix;
+
+pub mod codec;
+
+pub use activation::{Activations, Q8_BLOCK, Q8K_BLOCK};
+pub use dequant::dequantize_row;
+pub use dot::{LANES, dot_f32};
+pub use format::Format;
+pub use matmul::{matmul, matmul_rows};
+pub use matrix::{Matrix, MatrixError};

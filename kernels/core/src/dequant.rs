@@ -1,0 +1,117 @@
+//! Blocks back to numbers.
+
+use half::f16;
+
+use crate::Format;
+use crate::grid::{GRID, signs};
+
+/// Writes the values of one row (or any whole number of blocks) to `out`.
+///
+/// `I32` values are converted; they are exact up to 2^24, far above any expert index.
+///
+/// # Panics
+/// When `out` is longer than the blocks in `bytes`.
+pub fn dequantize_row(format: Format, bytes: &[u8], out: &mut [f32]) {
+    let blocks = bytes.chunks_exact(format.block_bytes());
+    assert!(
+        out.len() <= blocks.len() * format.block_len(),
+        "{} values from {} bytes of {format}",
+        out.len(),
+        bytes.len()
+    );
+    for (block, values) in blocks.zip(out.chunks_mut(format.block_len())) {
+        match format {
+            Format::F32 => values[0] = f32::from_le_bytes([block[0], block[1], block[2], block[3]]),
+            #[allow(clippy::cast_precision_loss)] // see above
+            Format::I32 => values[0] = i32::from_le_bytes([block[0], block[1], block[2], block[3]]) as f32,
+            Format::F16 => values[0] = half_at(block, 0),
+            Format::Q8_0 => q8_0(block, values),
+            Format::Q2K => q2_k(block, values),
+            Format::Q4K => q4_k(block, values),
+            Format::Iq2Xxs => iq2_xxs(block, values),
+        }
+    }
+}
+
+/// The half at byte `offset`, widened.
+pub(crate) fn half_at(block: &[u8], offset: usize) -> f32 {
+    f16::from_le_bytes([block[offset], block[offset + 1]]).to_f32()
+}
+
+fn q8_0(block: &[u8], values: &mut [f32]) {
+    let scale = half_at(block, 0);
+    for (value, code) in values.iter_mut().zip(&block[2..]) {
+        *value = scale * f32::from(code.cast_signed());
+    }
+}
+
+/// 16 scale bytes (low nibble scale, high nibble minimum), 64 code bytes, `d`, `dmin`.
+fn q2_k(block: &[u8], values: &mut [f32]) {
+    let (d, dmin) = (half_at(block, 80), half_at(block, 82));
+    for (i, value) in values.iter_mut().enumerate() {
+        let scale = block[i / 16];
+        *value = d * f32::from(scale & 15) * f32::from(q2_code(block, i)) - dmin * f32::from(scale >> 4);
+    }
+}
+
+/// Code `i` of a `Q2_K` block: 128 values share 32 bytes, two bits each.
+pub(crate) fn q2_code(block: &[u8], i: usize) -> u8 {
+    let (half, within) = (i / 128, i % 128);
+    block[16 + half * 32 + within % 32] >> (2 * (within / 32)) & 3
+}
+
+fn q4_k(block: &[u8], values: &mut [f32]) {
+    let (d, dmin) = (half_at(block, 0), half_at(block, 2));
+    for (i, value) in values.iter_mut().enumerate() {
+        let (scale, minimum) = q4_scale(block, i / 32);
+        *value = d * f32::from(scale) * f32::from(q4_code(block, i)) - dmin * f32::from(minimum);
+    }
+}
+
+/// Six-bit scale and minimum of sub-block `j` of 8, packed in 12 bytes.
+pub(crate) fn q4_scale(block: &[u8], j: usize) -> (u8, u8) {
+    let s = &block[4..16];
+    if j < 4 {
+        (s[j] & 63, s[j + 4] & 63)
+    } else {
+        (s[j + 4] & 15 | s[j - 4] >> 6 << 4, s[j + 4] >> 4 | s[j] >> 6 << 4)
+    }
+}
+
+/// Code `i` of a `Q4_K` block: 64 values share 32 bytes, low nibbles first.
+pub(crate) fn q4_code(block: &[u8], i: usize) -> u8 {
+    let (part, within) = (i / 64, i % 64);
+    block[16 + part * 32 + within % 32] >> (4 * (within / 32)) & 15
+}
+
+fn iq2_xxs(block: &[u8], values: &mut [f32]) {
+    let d = half_at(block, 0);
+    for (j, group) in values.chunks_mut(32).enumerate() {
+        let (codes, step) = iq2_group(block, j);
+        // Twice the step is an odd integer, an eighth of it the scale.
+        let scale = d * f32::from(step) * 0.125;
+        for (value, code) in group.iter_mut().zip(codes) {
+            *value = scale * f32::from(code);
+        }
+    }
+}
+
+/// The 32 signed magnitudes of group `j` of 8, and the odd scale step `2 * s + 1`.
+pub(crate) fn iq2_group(block: &[u8], j: usize) -> ([i8; 32], u8) {
+    let group = &block[2 + 8 * j..10 + 8 * j];
+    let tail = u32::from_le_bytes([group[4], group[5], group[6], group[7]]);
+    let mut codes = [0; 32];
+    for (k, eight) in codes.chunks_mut(8).enumerate() {
+        let minus = signs(tail >> (7 * k));
+        for (i, code) in eight.iter_mut().enumerate() {
+            let magnitude = GRID[usize::from(group[k])][i];
+            *code = if minus >> i & 1 == 1 {
+                -magnitude
+            } else {
+                magnitude
+            };
+        }
+    }
+    let step = u8::try_from(tail >> 28).unwrap_or(15) * 2 + 1;
+    (codes, step)
+}
