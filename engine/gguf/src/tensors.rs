@@ -1,0 +1,198 @@
+//! Which tensors a model of some config must have, with what dimensions and in which formats.
+
+use ds4_kernels::Format;
+
+use crate::{Gguf, GgufError, LayerSpan, ModelConfig, TensorInfo};
+
+/// Small vectors: norms, biases, sinks.
+const VECTOR: &[Format] = &[Format::F32];
+/// Matrices that ds4's files keep unquantised.
+const PLAIN: &[Format] = &[Format::F16, Format::F32];
+/// Dense matrices.
+const DENSE: &[Format] = &[Format::Q8_0, Format::F16, Format::F32];
+/// Routed experts.
+const EXPERTS: &[Format] = &[
+    Format::Iq2Xxs,
+    Format::Q2K,
+    Format::Q4K,
+    Format::Q8_0,
+    Format::F32,
+];
+/// Expert numbers by token id.
+const TABLE: &[Format] = &[Format::I32];
+
+/// One tensor that must be there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Expected {
+    /// Name in the file.
+    pub name: String,
+    /// Dimensions in GGUF order: the fastest first.
+    pub dims: Vec<u64>,
+    /// Formats that the kernels can read here.
+    pub formats: &'static [Format],
+    /// A file without it is still complete.
+    pub optional: bool,
+}
+
+struct List(Vec<Expected>);
+
+impl List {
+    fn add(&mut self, name: impl Into<String>, dims: &[usize], formats: &'static [Format]) {
+        let dims = dims.iter().map(|dim| *dim as u64).collect();
+        self.0.push(Expected {
+            name: name.into(),
+            dims,
+            formats,
+            optional: false,
+        });
+    }
+}
+
+/// The tensors of `span`: its layers, the embedding when it starts at layer 0, the head when it has it. In use order.
+#[must_use]
+pub fn expected(config: &ModelConfig, span: LayerSpan) -> Vec<Expected> {
+    let mut list = List(Vec::new());
+    if span.first == 0 {
+        list.add("token_embd.weight", &[config.n_embd, config.n_vocab], PLAIN);
+    }
+    for layer in span.layers() {
+        attention(&mut list, config, layer);
+        compressor(&mut list, config, layer);
+        experts(&mut list, config, layer);
+    }
+    if span.head {
+        list.add(
+            "output_hc_fn.weight",
+            &[config.hidden_width(), config.hc.streams],
+            PLAIN,
+        );
+        list.add("output_hc_scale.weight", &[1], VECTOR);
+        list.add("output_hc_base.weight", &[config.hc.streams], VECTOR);
+        list.add("output_norm.weight", &[config.n_embd], VECTOR);
+        list.add("output.weight", &[config.n_embd, config.n_vocab], DENSE);
+    }
+    list.0
+}
+
+fn hyper(list: &mut List, config: &ModelConfig, layer: usize, block: &str) {
+    list.add(
+        format!("blk.{layer}.hc_{block}_fn.weight"),
+        &[config.hidden_width(), config.hc_mix()],
+        PLAIN,
+    );
+    list.add(format!("blk.{layer}.hc_{block}_scale.weight"), &[3], VECTOR);
+    list.add(
+        format!("blk.{layer}.hc_{block}_base.weight"),
+        &[config.hc_mix()],
+        VECTOR,
+    );
+}
+
+fn attention(list: &mut List, config: &ModelConfig, layer: usize) {
+    hyper(list, config, layer, "attn");
+    let heads = config.n_head * config.head_dim;
+    let (group, low) = (heads / config.o_groups, config.o_groups * config.o_lora);
+    let mut add =
+        |name: &str, dims: &[usize], formats| list.add(format!("blk.{layer}.{name}.weight"), dims, formats);
+    add("attn_norm", &[config.n_embd], VECTOR);
+    add("attn_q_a", &[config.n_embd, config.q_lora], DENSE);
+    add("attn_q_a_norm", &[config.q_lora], VECTOR);
+    add("attn_q_b", &[config.q_lora, heads], DENSE);
+    add("attn_kv", &[config.n_embd, config.head_dim], DENSE);
+    add("attn_kv_a_norm", &[config.head_dim], VECTOR);
+    add("attn_sinks", &[config.n_head], VECTOR);
+    add("attn_output_a", &[group, low], DENSE);
+    add("attn_output_b", &[low, config.n_embd], DENSE);
+}
+
+fn compressor(list: &mut List, config: &ModelConfig, layer: usize) {
+    let ratio = config.ratios[layer] as usize;
+    if ratio == 0 {
+        return;
+    }
+    let width = config.compressor_width(layer);
+    let mut add =
+        |name: &str, dims: &[usize], formats| list.add(format!("blk.{layer}.{name}.weight"), dims, formats);
+    add("attn_compressor_ape", &[width, ratio], PLAIN);
+    add("attn_compressor_kv", &[config.n_embd, width], PLAIN);
+    add("attn_compressor_gate", &[config.n_embd, width], PLAIN);
+    add("attn_compressor_norm", &[config.head_dim], VECTOR);
+    if ratio == 4 {
+        let (heads, dim) = (config.indexer.heads, config.indexer.dim);
+        add("indexer.attn_q_b", &[config.q_lora, heads * dim], DENSE);
+        add("indexer.proj", &[config.n_embd, heads], PLAIN);
+        add("indexer_compressor_ape", &[2 * dim, ratio], PLAIN);
+        add("indexer_compressor_kv", &[config.n_embd, 2 * dim], PLAIN);
+        add("indexer_compressor_gate", &[config.n_embd, 2 * dim], PLAIN);
+        add("indexer_compressor_norm", &[dim], VECTOR);
+    }
+}
+
+fn experts(list: &mut List, config: &ModelConfig, layer: usize) {
+    hyper(list, config, layer, "ffn");
+    let (embd, ff, all) = (config.n_embd, config.n_ff, config.n_expert);
+    let mut add =
+        |name: &str, dims: &[usize], formats| list.add(format!("blk.{layer}.{name}"), dims, formats);
+    add("ffn_norm.weight", &[embd], VECTOR);
+    add("ffn_gate_inp.weight", &[embd, all], PLAIN);
+    if layer < config.n_hash {
+        add("ffn_gate_tid2eid.weight", &[config.n_used, config.n_vocab], TABLE);
+    } else {
+        add("exp_probs_b.bias", &[all], VECTOR);
+    }
+    add("ffn_gate_exps.weight", &[embd, ff, all], EXPERTS);
+    add("ffn_up_exps.weight", &[embd, ff, all], EXPERTS);
+    add("ffn_down_exps.weight", &[ff, embd, all], EXPERTS);
+    add("ffn_gate_shexp.weight", &[embd, ff], DENSE);
+    add("ffn_up_shexp.weight", &[embd, ff], DENSE);
+    add("ffn_down_shexp.weight", &[ff, embd], DENSE);
+    // A router without a bias selects by its probabilities alone; published files leave the tensor out where it is all zero.
+    if let Some(bias) = list
+        .0
+        .iter_mut()
+        .rev()
+        .find(|tensor| tensor.name.ends_with("exp_probs_b.bias"))
+    {
+        bias.optional = true;
+    }
+}
+
+/// Checks every tensor of `span` against `config`; returns those that the file has, in use order.
+///
+/// # Errors
+/// Names the first tensor that is missing, or has other dimensions or a format that the kernels cannot read here.
+pub fn check<'a>(
+    gguf: &'a Gguf,
+    config: &ModelConfig,
+    span: LayerSpan,
+) -> Result<Vec<&'a TensorInfo>, GgufError> {
+    let mut present = Vec::new();
+    for expected in expected(config, span) {
+        match gguf.tensor(&expected.name) {
+            Some(tensor) => present.push(matches(tensor, &expected)?),
+            None if expected.optional => {}
+            None => return Err(GgufError::MissingTensor(expected.name)),
+        }
+    }
+    Ok(present)
+}
+
+fn matches<'a>(tensor: &'a TensorInfo, expected: &Expected) -> Result<&'a TensorInfo, GgufError> {
+    let name = format!("tensor {}", tensor.name);
+    if tensor.dims != expected.dims {
+        return Err(GgufError::unexpected(
+            name,
+            format!("shape {:?}", expected.dims),
+            format!("{:?}", tensor.dims),
+        ));
+    }
+    if !expected.formats.contains(&tensor.format) {
+        let names: Vec<_> = expected.formats.iter().map(|format| format.name()).collect();
+        return Err(GgufError::unexpected(
+            name,
+            format!("a type out of {}", names.join(", ")),
+            tensor.format,
+        ));
+    }
+    Ok(tensor)
+}
