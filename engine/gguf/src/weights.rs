@@ -31,7 +31,8 @@ struct Place {
 #[derive(Debug)]
 pub struct Weights {
     maps: Vec<Mmap>,
-    places: BTreeMap<String, Place>,
+    places: Vec<Place>,
+    slots: BTreeMap<String, usize>,
 }
 
 impl Weights {
@@ -50,7 +51,8 @@ impl Weights {
         wanted.sort_by_key(|tensor| tensor.offset);
         let mut weights = Self {
             maps: Vec::new(),
-            places: BTreeMap::new(),
+            places: Vec::new(),
+            slots: BTreeMap::new(),
         };
         for run in runs(&wanted) {
             weights.add(gguf, run)?;
@@ -81,14 +83,12 @@ impl Weights {
         let number = self.maps.len();
         for info in run {
             let start = usize::try_from(info.offset - first.offset).map_err(|_| too_large())?;
-            self.places.insert(
-                info.name.clone(),
-                Place {
-                    map: number,
-                    start,
-                    info: (*info).clone(),
-                },
-            );
+            self.slots.insert(info.name.clone(), self.places.len());
+            self.places.push(Place {
+                map: number,
+                start,
+                info: (*info).clone(),
+            });
         }
         self.maps.push(map);
         Ok(())
@@ -115,15 +115,31 @@ impl Weights {
         self.maps.iter().map(|map| map.len() as u64).sum()
     }
 
+    /// Where the tensor called `name` is kept, for [`Weights::view`]; `None` when the span does not have it.
+    #[must_use]
+    pub fn slot(&self, name: &str) -> Option<usize> {
+        self.slots.get(name).copied()
+    }
+
+    /// The tensor of a slot that [`Weights::slot`] gave.
+    ///
+    /// # Panics
+    /// When the slot is of another file.
+    #[must_use]
+    pub fn view(&self, slot: usize) -> TensorView<'_> {
+        let place = &self.places[slot];
+        #[allow(clippy::cast_possible_truncation)] // the map's length is a usize
+        let end = place.start + place.info.bytes as usize;
+        TensorView {
+            info: &place.info,
+            data: &self.maps[place.map][place.start..end],
+        }
+    }
+
     /// The tensor called `name`, when the span has it.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<TensorView<'_>> {
-        let place = self.places.get(name)?;
-        let end = place.start + usize::try_from(place.info.bytes).ok()?;
-        Some(TensorView {
-            info: &place.info,
-            data: self.maps.get(place.map)?.get(place.start..end)?,
-        })
+        self.slot(name).map(|slot| self.view(slot))
     }
 
     /// The tensor called `name`.

@@ -63,8 +63,12 @@ pub fn decode_kv(bytes: &[u8], tail: usize, out: &mut [f32]) {
     let body = out.len() - tail;
     let (codes, rest) = bytes.split_at(body);
     let (exponents, rotary) = rest.split_at(body / KV_BLOCK);
-    for (i, (value, code)) in out.iter_mut().zip(codes).enumerate() {
-        *value = e4m3_value(*code) * power(i32::from(exponents[i / KV_BLOCK]) - 127);
+    let blocks = out[..body].chunks_mut(KV_BLOCK).zip(codes.chunks(KV_BLOCK));
+    for ((values, codes), exponent) in blocks.zip(exponents) {
+        let scale = power(i32::from(*exponent) - 127);
+        for (value, code) in values.iter_mut().zip(codes) {
+            *value = E4M3[usize::from(*code)] * scale;
+        }
     }
     for (value, pair) in out[body..].iter_mut().zip(rotary.chunks_exact(2)) {
         *value = f16::from_le_bytes([pair[0], pair[1]]).to_f32();
@@ -97,10 +101,107 @@ pub fn decode_indexer(bytes: &[u8], out: &mut [f32]) {
         out.len()
     );
     let (codes, exponents) = bytes.split_at(out.len() / 2);
-    for (i, value) in out.iter_mut().enumerate() {
-        let code = codes[i / 2] >> (4 * (i % 2)) & 15;
-        let magnitude = E2M1[usize::from(code & 7)] * power(i32::from(exponents[i / INDEXER_BLOCK]) - 127);
-        *value = if code & 8 == 0 { magnitude } else { -magnitude };
+    let blocks = out.chunks_mut(INDEXER_BLOCK).zip(codes.chunks(INDEXER_BLOCK / 2));
+    for ((values, codes), exponent) in blocks.zip(exponents) {
+        let scale = power(i32::from(*exponent) - 127);
+        for (pair, code) in values.chunks_exact_mut(2).zip(codes) {
+            pair[0] = e2m1_value(code & 15) * scale;
+            pair[1] = e2m1_value(code >> 4) * scale;
+        }
+    }
+}
+
+/// Why bytes are not a row that [`encode_kv`] or [`encode_indexer`] can write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RowError {
+    /// The row has another length.
+    #[error("row bytes: expected {expected}, found {found}")]
+    Length {
+        /// Bytes of such a row.
+        expected: usize,
+        /// Bytes given.
+        found: usize,
+    },
+    /// A code that stands for no number.
+    #[error("code {at}: expected a number, found E4M3 code {found:#04x}")]
+    Code {
+        /// Index in the row.
+        at: usize,
+        /// The byte.
+        found: u8,
+    },
+    /// A scale that no block can have.
+    #[error("scale {at}: expected an exponent byte of {least} to 254, found {found}")]
+    Scale {
+        /// Index of the block.
+        at: usize,
+        /// Smallest byte.
+        least: u8,
+        /// The byte.
+        found: u8,
+    },
+    /// A tail value that is infinite or no number.
+    #[error("tail value {at}: expected a finite half, found bits {found:#06x}")]
+    Tail {
+        /// Index in the tail.
+        at: usize,
+        /// The half's bits.
+        found: u16,
+    },
+}
+
+/// Smallest exponent byte of a KV row: the floor 1e-4 / 448 rounds up to 2^-22.
+const KV_LEAST: u8 = 127 - 22;
+
+/// Checks that `bytes` is a KV row that some values encode to; `width` values, the last `tail` rotary.
+///
+/// # Errors
+/// Names the first code, scale or tail value that no row has.
+pub fn check_kv(bytes: &[u8], width: usize, tail: usize) -> Result<(), RowError> {
+    length(bytes, kv_row_bytes(width, tail))?;
+    let (codes, rest) = bytes.split_at(width - tail);
+    let (exponents, rotary) = rest.split_at((width - tail) / KV_BLOCK);
+    if let Some(at) = codes.iter().position(|code| code & 0x7f == 0x7f) {
+        return Err(RowError::Code { at, found: codes[at] });
+    }
+    scales(exponents, KV_LEAST)?;
+    for (at, pair) in rotary.chunks_exact(2).enumerate() {
+        let found = u16::from_le_bytes([pair[0], pair[1]]);
+        if found & 0x7c00 == 0x7c00 {
+            return Err(RowError::Tail { at, found });
+        }
+    }
+    Ok(())
+}
+
+/// Checks that `bytes` is an indexer row of `width` values; every code is a number, so only scales can be wrong.
+///
+/// # Errors
+/// Names the first scale that no row has.
+pub fn check_indexer(bytes: &[u8], width: usize) -> Result<(), RowError> {
+    length(bytes, indexer_row_bytes(width))?;
+    scales(&bytes[width / 2..], 1)
+}
+
+fn length(bytes: &[u8], expected: usize) -> Result<(), RowError> {
+    if bytes.len() == expected {
+        Ok(())
+    } else {
+        Err(RowError::Length {
+            expected,
+            found: bytes.len(),
+        })
+    }
+}
+
+fn scales(exponents: &[u8], least: u8) -> Result<(), RowError> {
+    match exponents.iter().position(|byte| !(least..=254).contains(byte)) {
+        Some(at) => Err(RowError::Scale {
+            at,
+            least,
+            found: exponents[at],
+        }),
+        None => Ok(()),
     }
 }
 
@@ -136,7 +237,10 @@ fn biased(e: i32) -> u8 {
 
 /// 2^e, also where the result is subnormal.
 fn power(e: i32) -> f32 {
-    libm::ldexpf(1.0, e)
+    match u32::try_from(e + 127) {
+        Ok(biased @ 1..=254) => f32::from_bits(biased << 23),
+        _ => libm::ldexpf(1.0, e),
+    }
 }
 
 /// Nearest E4M3 code, ties to even; magnitudes above 448 become 448.
@@ -151,14 +255,29 @@ fn e4m3_code(x: f32) -> u8 {
     sign | ((((e + 6) as u8) << 3) + steps)
 }
 
-fn e4m3_value(code: u8) -> f32 {
-    let (e, m) = (i32::from(code >> 3 & 15), f32::from(code & 7));
-    let magnitude = if e == 0 {
-        m * power(-9)
-    } else {
-        (8.0 + m) * power(e - 10)
-    };
-    if code & 0x80 == 0 { magnitude } else { -magnitude }
+/// The values of all codes; 0x7f and 0xff, which stand for no number, are never written.
+static E4M3: [f32; 256] = e4m3_values();
+
+const fn e4m3_values() -> [f32; 256] {
+    let mut values = [0.0; 256];
+    let mut code = 0;
+    while code < 256 {
+        let (e, m) = ((code >> 3 & 15) as u32, (code & 7) as f32);
+        // 2^(e - 10) by its bits: e is at most 15. Subnormal codes count in steps of 2^-9.
+        let magnitude = if e == 0 {
+            m * 0.001_953_125
+        } else {
+            (8.0 + m) * f32::from_bits((e + 117) << 23)
+        };
+        values[code] = if code & 0x80 == 0 { magnitude } else { -magnitude };
+        code += 1;
+    }
+    values
+}
+
+fn e2m1_value(code: u8) -> f32 {
+    let magnitude = E2M1[usize::from(code & 7)];
+    if code & 8 == 0 { magnitude } else { -magnitude }
 }
 
 /// Nearest E2M1 code, ties to the even code; magnitudes above 6 become 6.

@@ -4,6 +4,7 @@
 //! No result depends on anything but the operands: blocks are added in ascending order, `f32` dots use fixed lanes.
 
 mod activation;
+mod backend;
 mod dequant;
 mod dot;
 mod format;
@@ -12,8 +13,11 @@ mod matmul;
 mod matrix;
 
 pub mod codec;
+pub mod math;
+pub mod ops;
 
 pub use activation::{Activations, Q8_BLOCK, Q8K_BLOCK};
+pub use backend::{Backend, Scalar};
 pub use dequant::dequantize_row;
 pub use dot::{LANES, dot_f32};
 pub use format::Format;
