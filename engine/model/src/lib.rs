@@ -1,1 +1,33 @@
-//! Skeleton.
+//! The DeepSeek V4 graph on one run of layers, and its KV: what a stage computes and what travels to the output pod.
+//!
+//! [`ModelSlice`] is what the rest of the engine sees. [`Graph`] implements it for every [`ds4_kernels::Backend`].
+//! Logits are a function of the token sequence alone: no operation looks at chunk, batch or thread.
+
+mod attention;
+mod complete;
+mod compress;
+mod error;
+mod feed_forward;
+mod graph;
+mod hidden;
+mod hyper;
+mod kv;
+mod layer;
+mod layout;
+mod matrix;
+mod numerics;
+pub mod sampling;
+mod slice;
+mod staging;
+mod token_hash;
+
+pub use complete::CompleteKv;
+pub use error::{KvError, ModelError};
+pub use graph::Graph;
+pub use hidden::Hidden;
+pub use kv::Kv;
+pub use layout::{KvKind, KvLayout};
+pub use numerics::Numerics;
+pub use slice::{ModelSlice, SliceInfo};
+pub use staging::KvStaging;
+pub use token_hash::TokenHash;

@@ -1,0 +1,95 @@
+//! Weights by name: where they lie in the mapped file, checked once at load.
+
+use ds4_gguf::Weights;
+use ds4_kernels::{Activations, Backend, Format, Matrix, dequantize_row};
+
+use crate::{ModelError, Numerics};
+
+/// A matrix `[rows out][cols in]` of the mapped file; the third dimension of expert tensors counts matrices.
+#[derive(Clone, Debug)]
+pub(crate) struct Weight {
+    slot: usize,
+    format: Format,
+    rows: usize,
+    cols: usize,
+}
+
+#[allow(clippy::cast_possible_truncation)] // the config bounds every dimension
+impl Weight {
+    pub(crate) fn load(weights: &Weights, name: &str) -> Result<Self, ModelError> {
+        let view = weights.require(name)?;
+        let slot = weights
+            .slot(name)
+            .ok_or_else(|| ds4_gguf::GgufError::MissingTensor(name.to_owned()))?;
+        let dims = &view.info.dims;
+        let (cols, rows) = (dims[0] as usize, dims.get(1).map_or(1, |rows| *rows as usize));
+        let count = dims.get(2).map_or(1, |count| *count as usize);
+        let format = view.info.format;
+        Matrix::new(format, rows * count, cols, view.data).map_err(|source| ModelError::Matrix {
+            name: name.to_owned(),
+            source,
+        })?;
+        Ok(Self {
+            slot,
+            format,
+            rows,
+            cols,
+        })
+    }
+
+    pub(crate) const fn rows(&self) -> usize {
+        self.rows
+    }
+
+    pub(crate) const fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Rows `from..from + rows` of the tensor, all matrices of it counted through.
+    pub(crate) fn part<'a>(&self, weights: &'a Weights, from: usize, rows: usize) -> Matrix<'a> {
+        let row_bytes = self.cols / self.format.block_len() * self.format.block_bytes();
+        let data = &weights.view(self.slot).data[from * row_bytes..(from + rows) * row_bytes];
+        match Matrix::new(self.format, rows, self.cols, data) {
+            Ok(matrix) => matrix,
+            Err(error) => unreachable!("checked at load: {error}"),
+        }
+    }
+
+    /// Matrix `i` of an expert tensor.
+    pub(crate) fn expert<'a>(&self, weights: &'a Weights, i: usize) -> Matrix<'a> {
+        self.part(weights, i * self.rows, self.rows)
+    }
+
+    /// The values of one row.
+    pub(crate) fn row(&self, weights: &Weights, row: usize, out: &mut [f32]) {
+        dequantize_row(self.format, self.part(weights, row, 1).row(0), out);
+    }
+}
+
+/// All values of a tensor, for norms, biases and other small ones.
+pub(crate) fn vector(weights: &Weights, name: &str) -> Result<Vec<f32>, ModelError> {
+    let weight = Weight::load(weights, name)?;
+    let mut values = vec![0.0; weight.rows * weight.cols];
+    for (i, row) in values.chunks_exact_mut(weight.cols).enumerate() {
+        weight.row(weights, i, row);
+    }
+    Ok(values)
+}
+
+/// `x` times `matrix`, with activations in the form that numerics and format ask for. `x` is `[tokens][cols]`.
+pub(crate) fn multiply<B: Backend>(
+    backend: &B,
+    numerics: Numerics,
+    matrix: &Matrix<'_>,
+    x: &[f32],
+) -> Vec<f32> {
+    let cols = matrix.cols();
+    let activations = match (numerics, matrix.format().block_len()) {
+        (Numerics::Reference, _) | (_, 1) => Activations::f32(x, cols),
+        (Numerics::Canonical, 32) => Activations::q8(x, cols),
+        (Numerics::Canonical, _) => Activations::q8_k(x, cols),
+    };
+    let mut y = vec![0.0; x.len() / cols * matrix.rows()];
+    backend.matmul(matrix, &activations, &mut y);
+    y
+}
