@@ -12,6 +12,7 @@ mod grid;
 mod matmul;
 mod matrix;
 
+pub mod block;
 pub mod codec;
 pub mod math;
 pub mod ops;
@@ -21,5 +22,5 @@ pub use backend::{Backend, Scalar};
 pub use dequant::dequantize_row;
 pub use dot::{LANES, dot_f32};
 pub use format::Format;
-pub use matmul::{matmul, matmul_rows};
+pub use matmul::{matmul, matmul_rows, unpack_row};
 pub use matrix::{Matrix, MatrixError};

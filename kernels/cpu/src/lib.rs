@@ -1,1 +1,12 @@
-//! Skeleton.
+//! The processor back end: AVX2 where the machine has it, threads over output elements.
+//!
+//! Every result has the bits of the scalar reference in `ds4-kernels`: integer block dots are exact, `f32` dots use the same 32 lanes,
+//! and threads never share a sum.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+mod cpu;
+mod level;
+
+pub use cpu::{Cpu, CpuError};
+pub use level::Level;

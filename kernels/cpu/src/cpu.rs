@@ -1,0 +1,165 @@
+//! Threads around the inner products.
+
+use std::ops::Range;
+
+use ds4_kernels::{Activations, Backend, Matrix, dequantize_row, unpack_row};
+use rayon::prelude::*;
+use thiserror::Error;
+
+use crate::Level;
+use crate::level::Inner;
+
+/// Products below this many multiply-adds stay on the calling thread: waking another takes longer (a few microseconds).
+const SMALL: usize = 1 << 16;
+/// Pieces of a product per thread, so that a slow core does not hold up the others.
+const PIECES: usize = 4;
+
+/// Why the back end cannot start.
+#[derive(Debug, Error)]
+pub enum CpuError {
+    /// The machine lacks the instructions asked for.
+    #[error("instructions: expected {asked}, found a machine with {found}")]
+    Level {
+        /// What was asked.
+        asked: Level,
+        /// The best there is.
+        found: Level,
+    },
+    /// The threads could not be started.
+    #[error("threads: {0}")]
+    Threads(#[from] rayon::ThreadPoolBuildError),
+}
+
+/// The back end of general-purpose processors.
+pub struct Cpu {
+    level: Level,
+    inner: Inner,
+    pool: rayon::ThreadPool,
+}
+
+impl std::fmt::Debug for Cpu {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.name())
+    }
+}
+
+impl Cpu {
+    /// Starts `threads` threads (default: one per core) at `level` (default: the best).
+    ///
+    /// # Errors
+    /// When the machine lacks the instructions or the threads do not start.
+    pub fn new(threads: Option<usize>, level: Option<Level>) -> Result<Self, CpuError> {
+        let asked = level.unwrap_or_else(Level::detect);
+        if !asked.available() {
+            return Err(CpuError::Level {
+                asked,
+                found: Level::detect(),
+            });
+        }
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads.unwrap_or(0))
+            .thread_name(|i| format!("compute-{i}"));
+        Ok(Self {
+            level: asked,
+            inner: Inner::of(asked),
+            pool: pool.build()?,
+        })
+    }
+
+    /// Rows `rows` of the product, `[tokens][rows]`.
+    fn part(&self, weights: &Matrix<'_>, x: &Activations, rows: Range<usize>) -> Vec<f32> {
+        let mut part = vec![0.0; x.tokens() * rows.len()];
+        let (first, width) = (rows.start, rows.len());
+        for row in rows {
+            self.row(weights, x, row, |token, value| {
+                part[token * width + row - first] = value
+            });
+        }
+        part
+    }
+
+    fn row(&self, weights: &Matrix<'_>, x: &Activations, row: usize, mut put: impl FnMut(usize, f32)) {
+        match x {
+            Activations::F32 { cols, values } => {
+                let mut weight = vec![0.0; *cols];
+                dequantize_row(weights.format(), weights.row(row), &mut weight);
+                for (token, x) in values.chunks_exact(*cols).enumerate() {
+                    put(token, (self.inner.dot)(&weight, x));
+                }
+            }
+            Activations::Q8 {
+                cols,
+                block,
+                codes,
+                scales,
+            } => {
+                let blocks = unpack_row(weights.format(), weights.row(row));
+                let tokens = codes.chunks_exact(*cols).zip(scales.chunks_exact(cols / block));
+                for (token, (codes, scales)) in tokens.enumerate() {
+                    let parts = blocks.iter().zip(codes.chunks_exact(*block)).zip(scales);
+                    let sum = parts.fold(0.0, |sum, ((block, codes), scale)| {
+                        let (dot, minimums) = (self.inner.block)(block, codes);
+                        block.accumulate(sum, *scale, dot, minimums)
+                    });
+                    put(token, sum);
+                }
+            }
+        }
+    }
+}
+
+impl Backend for Cpu {
+    fn name(&self) -> String {
+        format!("cpu-{}x{}", self.level, self.pool.current_num_threads())
+    }
+
+    fn matmul(&self, weights: &Matrix<'_>, x: &Activations, y: &mut [f32]) {
+        assert_eq!(
+            weights.cols(),
+            x.cols(),
+            "columns of the weights and of the activations"
+        );
+        let (rows, tokens) = (weights.rows(), x.tokens());
+        assert_eq!(y.len(), tokens * rows, "y is [tokens][rows]");
+        let threads = self.pool.current_num_threads();
+        if threads == 1 || rows * weights.cols() * tokens < SMALL {
+            return y.copy_from_slice(&self.part(weights, x, 0..rows));
+        }
+        let step = rows.div_ceil(threads * PIECES);
+        let starts: Vec<usize> = (0..rows).step_by(step).collect();
+        let pieces: Vec<Vec<f32>> = self.pool.install(|| {
+            starts
+                .par_iter()
+                .map(|start| self.part(weights, x, *start..(*start + step).min(rows)))
+                .collect()
+        });
+        for (start, piece) in starts.into_iter().zip(pieces) {
+            let width = step.min(rows - start);
+            for (token, part) in piece.chunks_exact(width).enumerate() {
+                y[token * rows + start..token * rows + start + width].copy_from_slice(part);
+            }
+        }
+    }
+
+    fn dot(&self, a: &[f32], b: &[f32]) -> f32 {
+        (self.inner.dot)(a, b)
+    }
+
+    fn axpy(&self, factor: f32, x: &[f32], y: &mut [f32]) {
+        (self.inner.axpy)(factor, x, y);
+    }
+
+    fn each_row(&self, out: &mut [f32], width: usize, fill: &(dyn Fn(usize, &mut [f32]) + Sync)) {
+        if out.len() <= 4 * width || self.pool.current_num_threads() == 1 {
+            return out
+                .chunks_exact_mut(width)
+                .enumerate()
+                .for_each(|(i, row)| fill(i, row));
+        }
+        self.pool.install(|| {
+            out.par_chunks_exact_mut(width)
+                .enumerate()
+                .for_each(|(i, row)| fill(i, row))
+        });
+    }
+}
