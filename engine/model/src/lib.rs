@@ -16,6 +16,7 @@ mod layer;
 mod layout;
 mod matrix;
 mod numerics;
+pub mod plan;
 pub mod sampling;
 mod slice;
 mod staging;

@@ -79,11 +79,14 @@ impl KvStaging {
     ///
     /// # Errors
     /// When the rows of any layer and kind are not exactly those that the frontier implies.
-    pub fn commit(self, frontier: u64, hash: TokenHash) -> Result<Kv, KvError> {
-        for ((layer, kind), rows) in &self.rows {
+    pub fn commit(mut self, frontier: u64, hash: TokenHash) -> Result<Kv, KvError> {
+        for ((layer, kind), rows) in &mut self.rows {
             let (layer, kind) = (*layer, *kind);
             let (expected, found) = (self.layout.expected_rows(layer, kind, frontier), rows.range());
-            if expected != found && !(expected.is_empty() && found.is_empty()) {
+            if expected.is_empty() && found.is_empty() {
+                // Where no row is held, the range still says which one comes next.
+                rows.append(expected.start, &[]);
+            } else if expected != found {
                 return Err(KvError::Rows {
                     layer,
                     kind,

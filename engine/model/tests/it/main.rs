@@ -1,0 +1,8 @@
+//! The model crate as its users see it: one binary, one module per subject.
+#![allow(clippy::unwrap_used)]
+
+mod exactness;
+mod plan;
+mod refusals;
+mod staging;
+mod support;
