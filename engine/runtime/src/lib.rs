@@ -1,1 +1,19 @@
-//! Skeleton.
+//! Sessions: stages that prefill, the route that connects them, the handoff of their KV, and local decode.
+//!
+//! A stage ([`StageServer`]) serves one [`ds4_model::ModelSlice`]. The output pod's [`Engine`] drives a [`Route`] of stages and decodes alone.
+
+mod chunk;
+mod describe;
+mod engine;
+mod error;
+mod frames;
+mod generate;
+mod route;
+mod stage;
+
+pub use describe::{Identity, Incompatible};
+pub use engine::{Engine, EngineOptions, EngineStatus, LogitsReport, OnFailure, Policy};
+pub use error::{EngineError, RouteError};
+pub use generate::{Decision, Event, FinishReason, Finished, Generate, Generation, Timings};
+pub use route::{HandoffReport, Route, RouteOptions, RouteState};
+pub use stage::{StageOptions, StageServer};

@@ -1,0 +1,140 @@
+//! What can go wrong between pods, and what a request is told.
+
+use std::time::Duration;
+
+use ds4_model::{KvError, ModelError};
+use thiserror::Error;
+
+use crate::Incompatible;
+
+/// Why a route cannot be used, or a prefill over it failed.
+#[derive(Debug, Error)]
+pub enum RouteError {
+    /// A stage cannot be reached.
+    #[error("stage {endpoint}: not reachable: {reason}")]
+    Unreachable {
+        /// Where it should be.
+        endpoint: String,
+        /// What the transport says.
+        reason: String,
+    },
+    /// A stage is another model, build or layout.
+    #[error("stage {endpoint}: {source}")]
+    Incompatible {
+        /// Which stage.
+        endpoint: String,
+        /// What differs.
+        source: Incompatible,
+    },
+    /// The stages do not join up.
+    #[error("route: expected a stage that starts at layer {expected}, found {found}")]
+    Layers {
+        /// First layer that nobody prefills.
+        expected: usize,
+        /// What comes instead.
+        found: String,
+    },
+    /// A stage refused or broke off.
+    #[error("stage {endpoint}: {reason}")]
+    Refused {
+        /// Which stage.
+        endpoint: String,
+        /// What it said.
+        reason: String,
+    },
+    /// Nothing came for too long.
+    #[error("stage {endpoint}: {what}: nothing came within {timeout:?}")]
+    Silent {
+        /// Which stage.
+        endpoint: String,
+        /// What was awaited.
+        what: &'static str,
+        /// The deadline.
+        timeout: Duration,
+    },
+    /// A frame or commit is not what it must be.
+    #[error("stage {endpoint}: {field}: expected {expected}, found {found}")]
+    Frame {
+        /// Which stage.
+        endpoint: String,
+        /// What differs.
+        field: &'static str,
+        /// What it must be.
+        expected: String,
+        /// What it is.
+        found: String,
+    },
+    /// A shard is refused.
+    #[error("stage {endpoint}: {source}")]
+    Kv {
+        /// Which stage.
+        endpoint: String,
+        /// What is wrong with it.
+        source: KvError,
+    },
+    /// The local part failed.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The shards do not join up.
+    #[error(transparent)]
+    Assemble(#[from] KvError),
+    /// The client went away.
+    #[error("cancelled")]
+    Cancelled,
+}
+
+impl RouteError {
+    /// A fixed word for metrics.
+    #[must_use]
+    pub const fn label(&self) -> &'static str {
+        match self {
+            Self::Unreachable { .. } => "unreachable",
+            Self::Incompatible { .. } => "incompatible",
+            Self::Layers { .. } => "layers",
+            Self::Refused { .. } => "refused",
+            Self::Silent { .. } => "timeout",
+            Self::Frame { .. } => "frame",
+            Self::Kv { .. } | Self::Assemble(_) => "kv",
+            Self::Model(_) => "model",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
+/// Why a request has no answer.
+#[derive(Debug, Error)]
+pub enum EngineError {
+    /// Too many requests wait.
+    #[error("the queue is full: {waiting} requests wait; try again in {retry_after:?}")]
+    Busy {
+        /// Requests waiting.
+        waiting: usize,
+        /// When to try again.
+        retry_after: Duration,
+    },
+    /// The process ends.
+    #[error("the server is shutting down")]
+    ShuttingDown,
+    /// More tokens than the context holds.
+    #[error("context: expected at most {most} tokens, found {prompt} in the prompt and {wanted} to generate")]
+    Context {
+        /// The limit.
+        most: u64,
+        /// Tokens in the prompt.
+        prompt: u64,
+        /// Tokens asked for.
+        wanted: u64,
+    },
+    /// Nothing to compute.
+    #[error("prompt: expected at least one token, found none")]
+    EmptyPrompt,
+    /// Prefill over the route failed, and the policy does not permit recomputing.
+    #[error("prefill over the route failed: {0}")]
+    Route(#[from] RouteError),
+    /// The model failed.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// A task ended unexpectedly.
+    #[error("internal: {0}")]
+    Internal(String),
+}

@@ -1,0 +1,140 @@
+//! A request to the engine and what comes back.
+
+use std::fmt;
+use std::time::Duration;
+
+use ds4_model::sampling::Sampling;
+use tokio::sync::mpsc;
+use tracing::Span;
+
+use crate::EngineError;
+
+/// What to generate.
+#[derive(Clone, Debug)]
+pub struct Generate {
+    /// Token ids, at least one.
+    pub prompt: Vec<u32>,
+    /// How tokens are chosen.
+    pub sampling: Sampling,
+    /// Most tokens to generate.
+    pub max_tokens: u32,
+    /// Go on after an end-of-sequence token.
+    pub ignore_eos: bool,
+    /// The request's span; the engine's spans nest in it.
+    pub parent: Span,
+}
+
+/// How the prompt was computed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// By the stages of the route; their KV was handed over.
+    Disaggregated {
+        /// Prefill stages.
+        stages: u32,
+    },
+    /// By this process, as the policy says.
+    Local {
+        /// Why.
+        reason: String,
+    },
+    /// By this process, because the route failed.
+    Recomputed {
+        /// How it failed.
+        reason: String,
+    },
+}
+
+impl Decision {
+    /// `disaggregated`, `local` or `recomputed`.
+    #[must_use]
+    pub const fn label(&self) -> &'static str {
+        match self {
+            Self::Disaggregated { .. } => "disaggregated",
+            Self::Local { .. } => "local",
+            Self::Recomputed { .. } => "recomputed",
+        }
+    }
+}
+
+impl fmt::Display for Decision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Disaggregated { stages } => write!(f, "disaggregated; stages={stages}"),
+            Self::Local { reason } | Self::Recomputed { reason } => {
+                write!(f, "{}; reason={reason}", self.label())
+            }
+        }
+    }
+}
+
+/// Why generation ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FinishReason {
+    /// The model ended its turn.
+    Stop,
+    /// As many tokens as asked for.
+    Length,
+}
+
+/// Where the time went.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Timings {
+    /// Waiting for a free session.
+    pub queue: Duration,
+    /// Computing the prompt.
+    pub prefill: Duration,
+    /// From the last computed chunk to the last KV row; zero when nothing was handed over.
+    pub handoff_tail: Duration,
+    /// From the request to the first token.
+    pub first_token: Duration,
+    /// From the first token to the last.
+    pub decode: Duration,
+}
+
+/// How a request ended.
+#[derive(Clone, Copy, Debug)]
+pub struct Finished {
+    /// Why.
+    pub reason: FinishReason,
+    /// Where the time went.
+    pub timings: Timings,
+    /// Prompt tokens that were not computed again.
+    pub cached_tokens: u32,
+}
+
+/// What happens to a request, in order.
+#[derive(Debug)]
+pub enum Event {
+    /// Prompt tokens computed so far.
+    Prefill {
+        /// Done.
+        done: u32,
+        /// Of these.
+        total: u32,
+    },
+    /// How the prompt was computed; comes before the first token.
+    Decided(Decision),
+    /// One token.
+    Token(u32),
+    /// The last event of a request that succeeded.
+    Finished(Finished),
+    /// The last event of one that did not.
+    Failed(EngineError),
+}
+
+/// The events of one request. Dropping it cancels the work everywhere.
+#[derive(Debug)]
+pub struct Generation {
+    events: mpsc::Receiver<Event>,
+}
+
+impl Generation {
+    pub(crate) const fn new(events: mpsc::Receiver<Event>) -> Self {
+        Self { events }
+    }
+
+    /// The next event; `None` after the last.
+    pub async fn next(&mut self) -> Option<Event> {
+        self.events.recv().await
+    }
+}

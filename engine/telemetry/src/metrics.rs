@@ -1,0 +1,153 @@
+//! Every metric and its name.
+
+use std::sync::LazyLock;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+
+/// How a request was computed.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct DecisionLabel {
+    /// `disaggregated`, `local`, `recomputed` or `failed`.
+    pub decision: String,
+}
+
+/// Why something failed.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ReasonLabel {
+    /// A short, fixed word.
+    pub reason: String,
+}
+
+/// All metrics of the engine.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    /// Finished requests by decision.
+    pub requests: Family<DecisionLabel, Counter>,
+    /// From the first to the last KV frame of a stage, in seconds.
+    pub handoff_seconds: Histogram,
+    /// KV bytes received.
+    pub handoff_bytes: Counter,
+    /// Handoffs that did not complete.
+    pub handoff_failures: Family<ReasonLabel, Counter>,
+    /// Prompt tokens computed.
+    pub prompt_tokens: Counter,
+    /// Tokens generated.
+    pub generated_tokens: Counter,
+    /// Time to first token in seconds.
+    pub first_token_seconds: Histogram,
+    /// Requests waiting.
+    pub queue: Gauge,
+    /// Sessions being computed.
+    pub sessions: Gauge,
+}
+
+/// Powers of two from a millisecond to about a minute.
+fn seconds() -> Histogram {
+    Histogram::new((0..17).map(|i| 0.001 * f64::from(1_u32 << i)))
+}
+
+impl Metrics {
+    fn new() -> Self {
+        let mut registry = Registry::default();
+        let requests = Family::default();
+        registry.register(
+            "ds4_requests",
+            "Finished requests by decision",
+            Family::clone(&requests),
+        );
+        let handoff_seconds = seconds();
+        registry.register(
+            "ds4_kv_handoff_seconds",
+            "First to last KV frame of a stage",
+            handoff_seconds.clone(),
+        );
+        let handoff_bytes = Counter::default();
+        registry.register(
+            "ds4_kv_handoff_bytes",
+            "KV bytes received",
+            Counter::clone(&handoff_bytes),
+        );
+        let handoff_failures = Family::default();
+        registry.register(
+            "ds4_kv_handoff_failures",
+            "Handoffs that did not complete",
+            Family::clone(&handoff_failures),
+        );
+        let prompt_tokens = Counter::default();
+        registry.register(
+            "ds4_prompt_tokens",
+            "Prompt tokens computed",
+            Counter::clone(&prompt_tokens),
+        );
+        let generated_tokens = Counter::default();
+        registry.register(
+            "ds4_generated_tokens",
+            "Tokens generated",
+            Counter::clone(&generated_tokens),
+        );
+        let first_token_seconds = seconds();
+        registry.register(
+            "ds4_first_token_seconds",
+            "Time to first token",
+            first_token_seconds.clone(),
+        );
+        let queue = Gauge::default();
+        registry.register("ds4_queue_requests", "Requests waiting", Gauge::clone(&queue));
+        let sessions = Gauge::default();
+        registry.register("ds4_sessions", "Sessions being computed", Gauge::clone(&sessions));
+        Self {
+            registry,
+            requests,
+            handoff_seconds,
+            handoff_bytes,
+            handoff_failures,
+            prompt_tokens,
+            generated_tokens,
+            first_token_seconds,
+            queue,
+            sessions,
+        }
+    }
+
+    /// The metrics of this process.
+    #[must_use]
+    pub fn global() -> &'static Self {
+        static METRICS: LazyLock<Metrics> = LazyLock::new(Metrics::new);
+        &METRICS
+    }
+
+    /// The exposition text.
+    #[must_use]
+    pub fn render(&self) -> String {
+        let mut text = String::new();
+        // Writing to a string does not fail.
+        let _ = encode(&mut text, &self.registry);
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counted_requests_show_in_the_text_with_their_decision() {
+        let label = DecisionLabel {
+            decision: "disaggregated".into(),
+        };
+        Metrics::global().requests.get_or_create(&label).inc();
+        let text = Metrics::global().render();
+        assert!(
+            text.contains("ds4_requests_total{decision=\"disaggregated\"} 1"),
+            "{text}"
+        );
+        assert!(text.contains("ds4_kv_handoff_seconds_count 0"), "{text}");
+    }
+}
