@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod exactness;
+mod golden;
 mod plan;
 mod refusals;
 mod staging;

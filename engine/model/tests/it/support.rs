@@ -5,9 +5,11 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use ds4_gguf::{Gguf, HyperConfig, IndexerConfig, LayerSpan, ModelConfig, RopeConfig, tensors};
-use ds4_kernels::{Format, Scalar, dequantize_row};
+use ds4_kernels::{Format, dequantize_row};
+use ds4_kernels_cpu::Cpu;
 use ds4_model::{Graph, Hidden, Kv, KvStaging, ModelSlice, Numerics};
 
+/// With fewer indexer heads, rows whose scores are all cut to zero tie, and engines break ties differently.
 /// Four layers: ratio 4 twice, so that one can be handed over and one not, ratio 128, no compression. The window is shorter than every test.
 pub fn config() -> ModelConfig {
     ModelConfig {
@@ -27,7 +29,7 @@ pub fn config() -> ModelConfig {
         n_hash: 1,
         window: 9,
         indexer: IndexerConfig {
-            heads: 4,
+            heads: 16,
             dim: 32,
             top_k: 5,
         },
@@ -60,8 +62,8 @@ pub fn tokens(count: usize) -> Vec<u32> {
 
 /// The model, loaded once per numerics.
 pub fn graph(numerics: Numerics) -> Arc<dyn ModelSlice> {
-    static CANONICAL: OnceLock<Arc<Graph<Scalar>>> = OnceLock::new();
-    static REFERENCE: OnceLock<Arc<Graph<Scalar>>> = OnceLock::new();
+    static CANONICAL: OnceLock<Arc<Graph<Cpu>>> = OnceLock::new();
+    static REFERENCE: OnceLock<Arc<Graph<Cpu>>> = OnceLock::new();
     let cell = match numerics {
         Numerics::Canonical => &CANONICAL,
         Numerics::Reference => &REFERENCE,
@@ -71,11 +73,18 @@ pub fn graph(numerics: Numerics) -> Arc<dyn ModelSlice> {
 }
 
 /// The layers `first..=last` of the model, from a file of its own.
-pub fn load(span: LayerSpan, numerics: Numerics) -> Graph<Scalar> {
+pub fn load(span: LayerSpan, numerics: Numerics) -> Graph<Cpu> {
     let file = tempfile::NamedTempFile::new().unwrap();
     write(file.path(), &config());
     let gguf = Gguf::open(file.path()).unwrap();
-    Graph::load(&gguf, span, numerics, Scalar, &mut |_, _| {}).unwrap()
+    Graph::load(
+        &gguf,
+        span,
+        numerics,
+        Cpu::new(Some(2), None).unwrap(),
+        &mut |_, _| {},
+    )
+    .unwrap()
 }
 
 /// The KV of `span` without tokens.
