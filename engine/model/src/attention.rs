@@ -13,6 +13,9 @@ use crate::layer::{Attention, Indexer};
 use crate::matrix::{Weight, multiply};
 use crate::{KvKind, Numerics};
 
+/// Tokens whose indexer scores are held at once: bounds memory at `tokens * rows` numbers.
+const SCORED: usize = 128;
+
 /// Decoded rows and which of them each token sees.
 struct Compressed {
     values: Vec<f32>,
@@ -36,14 +39,12 @@ impl<B: Backend> Graph<B> {
         let compressed = self.compressed(layer, weights, x, &low, &rotations, kv);
         let window = self.window(layer, start, tokens, kv);
         let mut heads = self.attend(weights, &queries, &window, &compressed, start);
-        for (token, rotation) in heads
-            .chunks_exact_mut(config.n_head * config.head_dim)
-            .zip(&rotations)
-        {
-            token
-                .chunks_exact_mut(config.head_dim)
-                .for_each(|head| rotation.apply_inverse(head));
-        }
+        let width = config.n_head * config.head_dim;
+        self.backend().each_row(&mut heads, width, &|token, heads| {
+            for head in heads.chunks_exact_mut(config.head_dim) {
+                rotations[token].apply_inverse(head);
+            }
+        });
         self.output(weights, &heads)
     }
 
@@ -60,15 +61,13 @@ impl<B: Backend> Graph<B> {
     fn queries(&self, weight: &Weight, low: &[f32], rotations: &[Rotation]) -> Vec<f32> {
         let config = self.config();
         let mut queries = self.project(weight, low);
-        for (token, rotation) in queries
-            .chunks_exact_mut(config.n_head * config.head_dim)
-            .zip(rotations)
-        {
-            for head in token.chunks_exact_mut(config.head_dim) {
+        let width = config.n_head * config.head_dim;
+        self.backend().each_row(&mut queries, width, &|token, heads| {
+            for head in heads.chunks_exact_mut(config.head_dim) {
                 rms(head, None, config.rms_eps);
-                rotation.apply(head);
+                rotations[token].apply(head);
             }
-        }
+        });
         queries
     }
 
@@ -181,36 +180,38 @@ impl<B: Backend> Graph<B> {
         let factor = 1.0 / libm::sqrtf((heads * dim) as f32);
         let mut weights = self.project(&indexer.heads, x);
         weights.iter_mut().for_each(|weight| *weight *= factor);
-        let mut scores = vec![0.0; seen.len() * most];
-        self.backend().each_row(&mut scores, most, &|token, scores| {
-            let queries = &queries[token * heads * dim..(token + 1) * heads * dim];
-            let weights = &weights[token * heads..(token + 1) * heads];
-            for (score_of, row) in scores[..seen[token]].iter_mut().zip(rows.chunks_exact(dim)) {
-                *score_of = score(self.backend(), queries, weights, row);
-            }
-        });
-        let scores = scores.chunks_exact(most);
-        seen.iter()
-            .zip(scores)
-            .map(|(seen, scores)| top_k(&scores[..*seen], k))
-            .collect()
+        let score_batch = |(batch, seen): (usize, &[usize])| {
+            let mut scores = vec![0.0; seen.len() * most];
+            self.backend().each_row(&mut scores, most, &|i, scores| {
+                let token = batch * SCORED + i;
+                let queries = &queries[token * heads * dim..(token + 1) * heads * dim];
+                let weights = &weights[token * heads..(token + 1) * heads];
+                for (score_of, row) in scores[..seen[i]].iter_mut().zip(rows.chunks_exact(dim)) {
+                    *score_of = score(self.backend(), queries, weights, row);
+                }
+            });
+            let kept = seen.iter().zip(scores.chunks_exact(most));
+            kept.map(|(seen, scores)| top_k(&scores[..*seen], k))
+                .collect::<Vec<_>>()
+        };
+        seen.chunks(SCORED).enumerate().flat_map(score_batch).collect()
     }
 
     /// `[tokens][heads][dim]`, rotated, and in canonical numerics rounded as the rows are.
     fn indexer_queries(&self, weight: &Weight, low: &[f32], rotations: &[Rotation]) -> Vec<f32> {
         let (heads, dim) = (self.config().indexer.heads, self.config().indexer.dim);
         let mut queries = self.project(weight, low);
-        let mut bytes = Vec::new();
-        for (token, rotation) in queries.chunks_exact_mut(heads * dim).zip(rotations) {
-            for head in token.chunks_exact_mut(dim) {
-                rotation.apply(head);
+        self.backend().each_row(&mut queries, heads * dim, &|token, row| {
+            let mut bytes = Vec::new();
+            for head in row.chunks_exact_mut(dim) {
+                rotations[token].apply(head);
                 if self.numerics() == Numerics::Canonical {
                     bytes.clear();
                     encode_indexer(head, &mut bytes);
                     decode_indexer(&bytes, head);
                 }
             }
-        }
+        });
         queries
     }
 

@@ -119,8 +119,9 @@ impl<B: Backend> Graph<B> {
     }
 
     pub(crate) fn normalise(&self, rows: &mut [f32], weight: &[f32]) {
-        rows.chunks_exact_mut(weight.len())
-            .for_each(|row| rms(row, Some(weight), self.config().rms_eps));
+        let eps = self.config().rms_eps;
+        self.backend()
+            .each_row(rows, weight.len(), &|_, row| rms(row, Some(weight), eps));
     }
 
     fn check_tokens(&self, tokens: &[u32]) -> Result<(), ModelError> {

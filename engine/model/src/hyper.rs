@@ -14,8 +14,9 @@ impl<B: Backend> Graph<B> {
     pub(crate) fn hyper_raw(&self, weights: &Weights, hyper: &Hyper, streams: &[f32]) -> Vec<f32> {
         let width = hyper.matrix.cols();
         let mut flat = streams.to_vec();
-        flat.chunks_exact_mut(width)
-            .for_each(|token| rms(token, None, self.config().rms_eps));
+        let eps = self.config().rms_eps;
+        self.backend()
+            .each_row(&mut flat, width, &|_, token| rms(token, None, eps));
         let matrix = hyper.matrix.part(weights, 0, hyper.matrix.rows());
         multiply(self.backend(), self.numerics(), &matrix, &flat)
     }
@@ -30,25 +31,19 @@ impl<B: Backend> Graph<B> {
         };
         let mixes: Vec<Mix> = raw.chunks_exact(config.hc_mix()).map(mix).collect();
         let mut inputs = vec![0.0; mixes.len() * config.n_embd];
-        let tokens = streams
-            .chunks_exact(config.hidden_width())
-            .zip(inputs.chunks_exact_mut(config.n_embd));
-        mixes
-            .iter()
-            .zip(tokens)
-            .for_each(|(mix, (streams, input))| mix.gather(streams, input));
+        let width = config.hidden_width();
+        self.backend()
+            .each_row(&mut inputs, config.n_embd, &|token, input| {
+                mixes[token].gather(&streams[token * width..(token + 1) * width], input);
+            });
         (mixes, inputs)
     }
 
     /// Writes a block's outputs back into the streams.
     pub(crate) fn close(&self, mixes: &[Mix], block: &[f32], streams: &mut [f32]) {
-        let config = self.config();
-        let tokens = streams
-            .chunks_exact_mut(config.hidden_width())
-            .zip(block.chunks_exact(config.n_embd));
-        mixes
-            .iter()
-            .zip(tokens)
-            .for_each(|(mix, (streams, block))| mix.scatter(block, streams));
+        let (width, n_embd) = (self.config().hidden_width(), self.config().n_embd);
+        self.backend().each_row(streams, width, &|token, streams| {
+            mixes[token].scatter(&block[token * n_embd..(token + 1) * n_embd], streams);
+        });
     }
 }
