@@ -19,7 +19,7 @@ pub mod ops;
 
 pub use activation::{Activations, Q8_BLOCK, Q8K_BLOCK};
 pub use backend::{Backend, Scalar};
-pub use dequant::dequantize_row;
+pub use dequant::{dequantize_row, widen};
 pub use dot::{LANES, dot_f32};
 pub use format::Format;
 pub use matmul::{matmul, matmul_rows, unpack_row};

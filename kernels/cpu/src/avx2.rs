@@ -1,15 +1,16 @@
 //! The inner products in AVX2. Reached only through [`INNER`], which is handed out after detection.
 
 use std::arch::x86_64::{
-    __m256, __m256i, _mm_loadu_si128, _mm256_add_epi32, _mm256_add_ps, _mm256_cvtepi8_epi16, _mm256_fmadd_ps,
+    __m256, __m256i, _mm_add_epi32, _mm_cvtsi128_si32, _mm_loadu_si128, _mm_shuffle_epi32, _mm256_add_epi32,
+    _mm256_add_ps, _mm256_castsi256_si128, _mm256_cvtepi8_epi16, _mm256_extracti128_si256, _mm256_fmadd_ps,
     _mm256_loadu_ps, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_set1_epi16, _mm256_set1_ps,
-    _mm256_setzero_ps, _mm256_setzero_si256, _mm256_storeu_ps, _mm256_storeu_si256,
+    _mm256_setzero_ps, _mm256_setzero_si256, _mm256_storeu_ps,
 };
 
-use ds4_kernels::LANES;
 use ds4_kernels::block::{Block, GROUP};
+use ds4_kernels::{LANES, widen as widen_half};
 
-use crate::level::Inner;
+use crate::level::{Column, Inner};
 
 /// Only for machines where AVX2 and FMA were detected.
 pub(crate) const INNER: Inner = Inner {
@@ -18,8 +19,51 @@ pub(crate) const INNER: Inner = Inner {
     // SAFETY: as above.
     axpy: |factor, x, y| unsafe { axpy(factor, x, y) },
     // SAFETY: as above.
-    block: |block, codes| unsafe { block_dot(block, codes) },
+    block: |block, column, sums| unsafe { block_dots(block, column, sums) },
+    // SAFETY: as above.
+    q8_0: |row, codes, scales| unsafe { q8_0(row, codes, scales) },
 };
+
+/// Each token's part of one block, added as [`Block::accumulate`] does.
+#[target_feature(enable = "avx2,fma")]
+fn block_dots(block: &Block, column: &Column<'_>, sums: &mut [f32]) {
+    for (total, (codes, scale)) in sums.iter_mut().zip(column.tokens()) {
+        let (dot, minimums) = block_dot(block, codes);
+        *total = block.accumulate(*total, scale, dot, minimums);
+    }
+}
+
+/// A `Q8_0` row: per block 32 exact products, then one fused multiply-add, as [`Block::accumulate`] does without minimums.
+#[target_feature(enable = "avx2,fma")]
+#[allow(clippy::cast_precision_loss)] // at most 32 * 127 * 128: exact
+fn q8_0(row: &[u8], codes: &[i8], scales: &[f32]) -> f32 {
+    let blocks = row.as_chunks::<34>().0.iter().zip(codes.as_chunks::<32>().0);
+    let mut total = 0.0f32;
+    for ((block, codes), scale) in blocks.zip(scales) {
+        let d = widen_half(u16::from_le_bytes([block[0], block[1]]));
+        let low = _mm256_madd_epi16(widen_at(&block[2..18]), widen(first(codes)));
+        let high = _mm256_madd_epi16(widen_at(&block[18..34]), widen(second(codes)));
+        let dot = sum(_mm256_add_epi32(low, high));
+        total = (d * scale).mul_add(dot as f32, total);
+    }
+    total
+}
+
+/// The two halves of 32 codes.
+fn first(codes: &[i8; 32]) -> &[i8; GROUP] {
+    &codes.as_chunks::<GROUP>().0[0]
+}
+
+fn second(codes: &[i8; 32]) -> &[i8; GROUP] {
+    &codes.as_chunks::<GROUP>().0[1]
+}
+
+#[target_feature(enable = "avx2")]
+fn widen_at(bytes: &[u8]) -> __m256i {
+    assert_eq!(bytes.len(), GROUP);
+    // SAFETY: 16 bytes are there, as just checked; the load needs no alignment.
+    _mm256_cvtepi8_epi16(unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) })
+}
 
 /// The 32 lanes of [`ds4_kernels::dot_f32`] in four registers, folded in the same tree.
 #[target_feature(enable = "avx2,fma")]
@@ -107,10 +151,12 @@ fn block_dot(block: &Block, codes: &[i8]) -> (i32, i32) {
 
 #[target_feature(enable = "avx2")]
 fn sum(lanes: __m256i) -> i32 {
-    let mut eight = [0i32; 8];
-    // SAFETY: the array is 32 bytes; the store needs no alignment.
-    unsafe { _mm256_storeu_si256(eight.as_mut_ptr().cast(), lanes) };
-    eight.iter().sum()
+    let four = _mm_add_epi32(
+        _mm256_castsi256_si128(lanes),
+        _mm256_extracti128_si256::<1>(lanes),
+    );
+    let two = _mm_add_epi32(four, _mm_shuffle_epi32::<0b00_00_11_10>(four));
+    _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32::<0b00_00_00_01>(two)))
 }
 
 #[target_feature(enable = "avx2")]

@@ -2,12 +2,13 @@
 
 use std::ops::Range;
 
-use ds4_kernels::{Activations, Backend, Matrix, dequantize_row, unpack_row};
+use ds4_kernels::block::Block;
+use ds4_kernels::{Activations, Backend, Format, Matrix, dequantize_row};
 use rayon::prelude::*;
 use thiserror::Error;
 
 use crate::Level;
-use crate::level::Inner;
+use crate::level::{Column, Inner};
 
 /// Products below this many multiply-adds stay on the calling thread: waking another takes longer (a few microseconds).
 const SMALL: usize = 1 << 16;
@@ -92,17 +93,34 @@ impl Cpu {
                 block,
                 codes,
                 scales,
-            } => {
-                let blocks = unpack_row(weights.format(), weights.row(row));
+            } if weights.format() == Format::Q8_0 => {
                 let tokens = codes.chunks_exact(*cols).zip(scales.chunks_exact(cols / block));
                 for (token, (codes, scales)) in tokens.enumerate() {
-                    let parts = blocks.iter().zip(codes.chunks_exact(*block)).zip(scales);
-                    let sum = parts.fold(0.0, |sum, ((block, codes), scale)| {
-                        let (dot, minimums) = (self.inner.block)(block, codes);
-                        block.accumulate(sum, *scale, dot, minimums)
-                    });
-                    put(token, sum);
+                    put(token, (self.inner.q8_0)(weights.row(row), codes, scales));
                 }
+            }
+            Activations::Q8 {
+                cols,
+                block: length,
+                codes,
+                scales,
+            } => {
+                let mut sums = vec![0.0; x.tokens()];
+                let size = weights.format().block_bytes();
+                for (at, bytes) in weights.row(row).chunks_exact(size).enumerate() {
+                    let (cols, length) = (*cols, *length);
+                    let column = Column {
+                        at,
+                        length,
+                        codes,
+                        cols,
+                        scales,
+                    };
+                    (self.inner.block)(&Block::unpack(weights.format(), bytes), &column, &mut sums);
+                }
+                sums.into_iter()
+                    .enumerate()
+                    .for_each(|(token, sum)| put(token, sum));
             }
         }
     }
@@ -119,6 +137,14 @@ impl Backend for Cpu {
             x.cols(),
             "columns of the weights and of the activations"
         );
+        if let Activations::Q8 { block, .. } = x {
+            let format = weights.format();
+            assert_eq!(
+                *block,
+                format.block_len(),
+                "activation block for {format} weights"
+            );
+        }
         let (rows, tokens) = (weights.rows(), x.tokens());
         assert_eq!(y.len(), tokens * rows, "y is [tokens][rows]");
         let threads = self.pool.current_num_threads();

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use ds4_kernels::block::Block;
+use ds4_kernels::{Format, unpack_row};
 
 /// An instruction set.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -45,7 +46,59 @@ impl fmt::Display for Level {
 pub(crate) struct Inner {
     pub(crate) dot: fn(&[f32], &[f32]) -> f32,
     pub(crate) axpy: fn(f32, &[f32], &mut [f32]),
-    pub(crate) block: fn(&Block, &[i8]) -> (i32, i32),
+    pub(crate) block: fn(&Block, &Column<'_>, &mut [f32]),
+    /// One `Q8_0` row against one token's codes and scales.
+    pub(crate) q8_0: fn(&[u8], &[i8], &[f32]) -> f32,
+}
+
+/// The activations of all tokens that meet block `at` of a row.
+pub(crate) struct Column<'a> {
+    pub(crate) at: usize,
+    /// Values per block.
+    pub(crate) length: usize,
+    /// `[tokens][cols]`.
+    pub(crate) codes: &'a [i8],
+    pub(crate) cols: usize,
+    /// `[tokens][cols / length]`.
+    pub(crate) scales: &'a [f32],
+}
+
+impl Column<'_> {
+    /// Codes and scale of each token.
+    #[inline]
+    pub(crate) fn tokens(&self) -> impl Iterator<Item = (&[i8], f32)> {
+        let from = self.at * self.length;
+        let codes = self
+            .codes
+            .chunks_exact(self.cols)
+            .map(move |codes| &codes[from..from + self.length]);
+        codes.zip(
+            self.scales
+                .iter()
+                .skip(self.at)
+                .step_by(self.cols / self.length)
+                .copied(),
+        )
+    }
+}
+
+fn block(block: &Block, column: &Column<'_>, sums: &mut [f32]) {
+    for (sum, (codes, scale)) in sums.iter_mut().zip(column.tokens()) {
+        let (dot, minimums) = block.dot(codes);
+        *sum = block.accumulate(*sum, scale, dot, minimums);
+    }
+}
+
+fn q8_0(row: &[u8], codes: &[i8], scales: &[f32]) -> f32 {
+    let blocks = unpack_row(Format::Q8_0, row);
+    let parts = blocks
+        .iter()
+        .zip(codes.chunks_exact(Format::Q8_0.block_len()))
+        .zip(scales);
+    parts.fold(0.0, |sum, ((block, codes), scale)| {
+        let (dot, minimums) = block.dot(codes);
+        block.accumulate(sum, *scale, dot, minimums)
+    })
 }
 
 impl Inner {
@@ -59,7 +112,8 @@ impl Inner {
         Self {
             dot: ds4_kernels::dot_f32,
             axpy: |factor, x, y| ds4_kernels::Backend::axpy(&ds4_kernels::Scalar, factor, x, y),
-            block: Block::dot,
+            block,
+            q8_0,
         }
     }
 }
