@@ -1,0 +1,92 @@
+//! `/healthz`, `/readyz`, `/metrics`, `/v1/models`.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use ds4_runtime::{EngineStatus, OnFailure, RouteState};
+use ds4_telemetry::metrics::Metrics;
+use http::{StatusCode, header};
+use serde_json::json;
+
+use crate::app::App;
+
+/// The process runs.
+pub(crate) async fn healthz() -> &'static str {
+    "ok\n"
+}
+
+/// Requests can be answered.
+pub(crate) async fn readyz(State(app): State<Arc<App>>) -> Response {
+    let Some(loaded) = app.loaded() else {
+        let reason = format!("not ready: the model is loading: {} %\n", app.percent());
+        return (StatusCode::SERVICE_UNAVAILABLE, reason).into_response();
+    };
+    let (status, text) = readiness(&loaded.engine.status(), loaded.engine.options().on_failure);
+    (status, text).into_response()
+}
+
+/// Ready once the route was complete; a later loss degrades where requests are recomputed, and unreadies where they would fail.
+fn readiness(status: &EngineStatus, on_failure: OnFailure) -> (StatusCode, String) {
+    let unready = |reason: &str| (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {reason}\n"));
+    if status.shutting_down {
+        return unready("shutting down");
+    }
+    match &status.route {
+        RouteState::None | RouteState::Complete => (StatusCode::OK, "ready\n".into()),
+        RouteState::Connecting => unready("the route is connecting"),
+        RouteState::Incomplete { reason }
+            if status.route_was_complete && on_failure == OnFailure::RecomputeLocally =>
+        {
+            (StatusCode::OK, format!("degraded: {reason}\n"))
+        }
+        RouteState::Incomplete { reason } => unready(reason),
+    }
+}
+
+pub(crate) async fn metrics() -> Response {
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    ([(header::CONTENT_TYPE, kind)], Metrics::global().render()).into_response()
+}
+
+pub(crate) async fn models(State(app): State<Arc<App>>) -> Response {
+    let mut model =
+        json!({"id": app.options.model, "object": "model", "created": app.created, "owned_by": "ds4"});
+    if let (Some(loaded), Some(object)) = (app.loaded(), model.as_object_mut()) {
+        object.insert("context_length".into(), loaded.engine.options().max_tokens.into());
+    }
+    Json(json!({"object": "list", "data": [model]})).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn readiness_follows_the_route_and_the_policy() {
+        let incomplete = RouteState::Incomplete {
+            reason: "stage a: gone".into(),
+        };
+        let status = |route: &RouteState, was| EngineStatus {
+            route: route.clone(),
+            route_was_complete: was,
+            requests: 0,
+            shutting_down: false,
+        };
+        let code =
+            |route: &RouteState, was, on_failure| readiness(&status(route, was), on_failure).0.as_u16();
+        assert_eq!(
+            code(&RouteState::Connecting, false, OnFailure::RecomputeLocally),
+            503
+        );
+        assert_eq!(code(&RouteState::Complete, true, OnFailure::Fail), 200);
+        assert_eq!(code(&incomplete, false, OnFailure::RecomputeLocally), 503);
+        assert_eq!(code(&incomplete, true, OnFailure::RecomputeLocally), 200);
+        assert_eq!(code(&incomplete, true, OnFailure::Fail), 503);
+        assert_eq!(
+            readiness(&status(&incomplete, true), OnFailure::RecomputeLocally).1,
+            "degraded: stage a: gone\n"
+        );
+    }
+}
