@@ -1,2 +1,49 @@
-//! Skeleton.
-fn main() {}
+//! `ds4`: the engine as a program. One file per command under `commands`.
+#![allow(clippy::print_stdout)] // a program's results belong on standard output
+
+mod args;
+mod commands;
+mod load;
+mod local_stages;
+mod sizes;
+mod telemetry;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::args::{Arguments, Command};
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match run(arguments.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("ds4: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Synth(arguments) => commands::synth::run(&arguments),
+        Command::Inspect(arguments) => commands::inspect::run(&arguments),
+        Command::Completion { shell } => {
+            commands::completion(shell);
+            Ok(())
+        }
+        Command::Logits(arguments) => wait_for(commands::logits::run(arguments)),
+        Command::Run(arguments) => wait_for(commands::run::run(arguments)),
+        Command::Stage(arguments) => wait_for(commands::stage::run(arguments)),
+        Command::Serve(arguments) => wait_for(commands::serve::run(arguments)),
+        Command::Health(arguments) => wait_for(commands::health::run(arguments)),
+    }
+}
+
+fn wait_for(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?
+        .block_on(work)
+}

@@ -59,7 +59,7 @@ impl Decision {
 impl fmt::Display for Decision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Disaggregated { stages } => write!(f, "disaggregated; stages={stages}"),
+            Self::Disaggregated { .. } => f.write_str(self.label()),
             Self::Local { reason } | Self::Recomputed { reason } => {
                 write!(f, "{}; reason={reason}", self.label())
             }

@@ -1,0 +1,314 @@
+//! Every flag. Each is also an environment variable, `DS4_` and the flag's name.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use ds4_model::Numerics;
+use ds4_synth::{Experts, Preset};
+use ds4_telemetry::LogFormat;
+
+/// Disaggregated serving of DeepSeek V4 Flash.
+#[derive(Debug, Parser)]
+#[command(name = "ds4", version, about, propagate_version = true, max_term_width = 110)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Serve the OpenAI API; with --stages, long prompts are prefilled there.
+    #[command(
+        after_help = "Examples:\n  ds4 serve --model flash.gguf\n  ds4 serve --model flash.gguf --layers 22:output --stages node-a:7400,node-b:7400"
+    )]
+    Serve(ServeArguments),
+    /// Prefill some layers for an output pod.
+    #[command(after_help = "Example:\n  ds4 stage --model flash.gguf --layers 0:21 --listen 0.0.0.0:7400")]
+    Stage(StageArguments),
+    /// Answer one prompt.
+    #[command(
+        after_help = "Examples:\n  ds4 run --model flash.gguf -p \"Why is the sky blue?\"\n  ds4 run --model tiny.gguf -p hi --stages 0:3,4:output   (starts the stages as processes)"
+    )]
+    Run(RunArguments),
+    /// Write the logits of every position of a token list.
+    #[command(
+        after_help = "Example:\n  ds4 logits --model tiny.gguf --tokens tokens.json --out logits.f32 --stages 0:1,2:4,5:output"
+    )]
+    Logits(LogitsArguments),
+    /// Show a model file: shapes, sizes, KV bytes, and splits for given memory sizes.
+    #[command(
+        after_help = "Example:\n  ds4 inspect flash.gguf --memory 48GiB,128GiB   (pipeline order; the last one decodes)"
+    )]
+    Inspect(InspectArguments),
+    /// Write a small random model of the same architecture.
+    #[command(
+        after_help = "Examples:\n  ds4 synth --preset micro --out micro.gguf\n  ds4 synth --preset tiny --set n_layer=5 --set 'ratios=[4,128,4,0,128]' --out odd.gguf"
+    )]
+    Synth(SynthArguments),
+    /// Ask a stage or server whether it is healthy; exits with 1 when not.
+    Health(HealthArguments),
+    /// Print a completion script.
+    #[command(after_help = "Example:\n  ds4 completion bash > /etc/bash_completion.d/ds4")]
+    Completion {
+        /// For which shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// How a model is computed.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ComputeArguments {
+    /// Model file (GGUF).
+    #[arg(long, env = "DS4_MODEL", value_name = "FILE")]
+    pub(crate) model: PathBuf,
+    /// Arithmetic: canonical is what is served, reference proves the graph.
+    #[arg(
+        long,
+        env = "DS4_NUMERICS",
+        default_value = "canonical",
+        value_name = "canonical|reference"
+    )]
+    pub(crate) numerics: Numerics,
+    /// Compute threads [default: one per core].
+    #[arg(long, env = "DS4_THREADS", value_name = "N")]
+    pub(crate) threads: Option<usize>,
+}
+
+/// What a program records.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct TelemetryArguments {
+    /// OTLP gRPC endpoint for traces, for example http://collector:4317.
+    #[arg(long, env = "DS4_OTLP_ENDPOINT", value_name = "URL")]
+    pub(crate) otlp_endpoint: Option<String>,
+    /// Log lines as text or json.
+    #[arg(
+        long,
+        env = "DS4_LOG_FORMAT",
+        default_value = "text",
+        value_name = "text|json"
+    )]
+    pub(crate) log_format: LogFormat,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub(crate) enum PolicyArgument {
+    /// Prompts of at least --min-prompt-tokens.
+    Adaptive,
+    /// All prompts.
+    Always,
+    /// No prompt.
+    Never,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub(crate) enum OnFailureArgument {
+    /// Compute the prompt here and say so.
+    RecomputeLocally,
+    /// Fail the request.
+    Fail,
+}
+
+/// How prompts go over the route.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct RouteArguments {
+    /// Tokens in a prefill chunk.
+    #[arg(
+        long,
+        alias = "chunk",
+        env = "DS4_PREFILL_CHUNK",
+        default_value_t = 512,
+        value_name = "N"
+    )]
+    pub(crate) prefill_chunk: usize,
+    /// Chunks in flight between two hops.
+    #[arg(long, env = "DS4_WINDOW", default_value_t = 4, value_name = "N")]
+    pub(crate) window: usize,
+    /// Shortest prompt that is prefilled by the stages.
+    #[arg(long, env = "DS4_MIN_PROMPT_TOKENS", default_value_t = 512, value_name = "N")]
+    pub(crate) min_prompt_tokens: usize,
+    /// Longest silence of the route.
+    #[arg(long, env = "DS4_HANDOFF_TIMEOUT", default_value = "30s", value_name = "TIME", value_parser = crate::sizes::duration)]
+    pub(crate) handoff_timeout: std::time::Duration,
+    /// When prompts go over the route.
+    #[arg(long, env = "DS4_POLICY", value_enum, default_value = "adaptive")]
+    pub(crate) policy: PolicyArgument,
+    /// What happens when the route fails.
+    #[arg(long, env = "DS4_ON_FAILURE", value_enum, default_value = "recompute-locally")]
+    pub(crate) on_failure: OnFailureArgument,
+    /// Tokens of prompt and answer together [default: what the model says].
+    #[arg(long, env = "DS4_MAX_CONTEXT", value_name = "N")]
+    pub(crate) max_context: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ServeArguments {
+    #[command(flatten)]
+    pub(crate) compute: ComputeArguments,
+    #[command(flatten)]
+    pub(crate) route: RouteArguments,
+    #[command(flatten)]
+    pub(crate) telemetry: TelemetryArguments,
+    /// Layers that this pod computes during prefill over the route.
+    #[arg(long, env = "DS4_LAYERS", default_value = "0:output", value_name = "N:output")]
+    pub(crate) layers: String,
+    /// The other stages in order.
+    #[arg(long, env = "DS4_STAGES", value_delimiter = ',', value_name = "HOST:PORT,...")]
+    pub(crate) stages: Vec<String>,
+    /// Where HTTP is served.
+    #[arg(
+        long,
+        env = "DS4_LISTEN",
+        default_value = "127.0.0.1:8000",
+        value_name = "ADDR"
+    )]
+    pub(crate) listen: String,
+    /// The model id that clients send [default: the file's name].
+    #[arg(long, env = "DS4_MODEL_NAME", value_name = "NAME")]
+    pub(crate) model_name: Option<String>,
+    /// Requests that may wait.
+    #[arg(long, env = "DS4_QUEUE", default_value_t = 32, value_name = "N")]
+    pub(crate) queue: usize,
+    /// File with one bearer key per line; without it everyone may ask.
+    #[arg(long, env = "DS4_API_KEYS_FILE", value_name = "FILE")]
+    pub(crate) api_keys_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StageArguments {
+    #[command(flatten)]
+    pub(crate) compute: ComputeArguments,
+    #[command(flatten)]
+    pub(crate) telemetry: TelemetryArguments,
+    /// Layers to prefill, both ends included.
+    #[arg(long, env = "DS4_LAYERS", value_name = "A:B")]
+    pub(crate) layers: String,
+    /// Where gRPC is served.
+    #[arg(
+        long,
+        env = "DS4_LISTEN",
+        default_value = "127.0.0.1:7400",
+        value_name = "ADDR"
+    )]
+    pub(crate) listen: String,
+    /// Sessions at once.
+    #[arg(long, env = "DS4_SESSIONS", default_value_t = 8, value_name = "N")]
+    pub(crate) sessions: usize,
+    /// Tokens in the longest session.
+    #[arg(long, env = "DS4_MAX_CONTEXT", default_value_t = 1 << 20, value_name = "N")]
+    pub(crate) max_context: u64,
+    /// End when standard input closes: a stage that another process started ends with it.
+    #[arg(long, hide = true)]
+    pub(crate) until_stdin_closes: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunArguments {
+    #[command(flatten)]
+    pub(crate) compute: ComputeArguments,
+    #[command(flatten)]
+    pub(crate) route: RouteArguments,
+    #[command(flatten)]
+    pub(crate) telemetry: TelemetryArguments,
+    /// The question.
+    #[arg(short, long, required_unless_present = "prompt_tokens", value_name = "TEXT")]
+    pub(crate) prompt: Option<String>,
+    /// Token ids as a JSON array, instead of a question.
+    #[arg(long, conflicts_with = "prompt", value_name = "FILE")]
+    pub(crate) prompt_tokens: Option<PathBuf>,
+    /// Layer ranges (0:1,2:output: stages are started as processes) or addresses of running stages, which own the layers before --layers.
+    #[arg(long, value_delimiter = ',', value_name = "A:B,N:output | HOST:PORT,...")]
+    pub(crate) stages: Vec<String>,
+    /// With addresses: the layers that this process computes.
+    #[arg(long, default_value = "0:output", value_name = "N:output")]
+    pub(crate) layers: String,
+    /// Most tokens to generate.
+    #[arg(short = 'n', long, default_value_t = 256, value_name = "N")]
+    pub(crate) max_tokens: u32,
+    /// 0: always the most likely token.
+    #[arg(long, alias = "temperature", default_value_t = 0.0, value_name = "T")]
+    pub(crate) temp: f32,
+    /// Keep the most likely tokens up to this probability.
+    #[arg(long, default_value_t = 1.0, value_name = "P")]
+    pub(crate) top_p: f32,
+    /// Drop tokens below this share of the best one's probability.
+    #[arg(long, default_value_t = 0.0, value_name = "P")]
+    pub(crate) min_p: f32,
+    /// Keep this many tokens; 0 keeps all.
+    #[arg(long, default_value_t = 0, value_name = "K")]
+    pub(crate) top_k: u32,
+    /// Equal seeds give equal answers.
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub(crate) seed: u64,
+    /// Go on after the end of the turn.
+    #[arg(long)]
+    pub(crate) ignore_eos: bool,
+    /// Write the generated ids as a JSON array.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tokens_out: Option<PathBuf>,
+    /// Print one JSON object instead of text.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LogitsArguments {
+    #[command(flatten)]
+    pub(crate) compute: ComputeArguments,
+    /// Token ids as a JSON array.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tokens: PathBuf,
+    /// Where the logits go: little-endian f32, tokens by vocabulary.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: PathBuf,
+    /// Layer ranges; each becomes a process of its own, the last one is this.
+    #[arg(long, value_delimiter = ',', value_name = "A:B,...,N:output")]
+    pub(crate) stages: Vec<String>,
+    /// Tokens in a prefill chunk.
+    #[arg(long, alias = "prefill-chunk", default_value_t = 64, value_name = "N")]
+    pub(crate) chunk: usize,
+    /// Longest silence of the route.
+    #[arg(long, default_value = "60s", value_name = "TIME", value_parser = crate::sizes::duration)]
+    pub(crate) handoff_timeout: std::time::Duration,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InspectArguments {
+    /// Model file (GGUF).
+    #[arg(value_name = "FILE")]
+    pub(crate) model: PathBuf,
+    /// Memory of the machines in pipeline order; the last one decodes and holds every layer.
+    #[arg(long, value_delimiter = ',', value_name = "SIZE,...", value_parser = crate::sizes::bytes)]
+    pub(crate) memory: Vec<u64>,
+    /// Tokens of KV that a machine must have room for.
+    #[arg(long, default_value_t = 65_536, value_name = "N")]
+    pub(crate) context: u64,
+    /// Print one JSON object instead of text.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SynthArguments {
+    /// micro (3 MB), tiny (10 MB) or medium (1.1 GB).
+    #[arg(long, default_value = "micro", value_name = "PRESET")]
+    pub(crate) preset: Preset,
+    /// Equal seeds and shapes give equal weights.
+    #[arg(long, value_name = "N")]
+    pub(crate) seed: Option<u64>,
+    /// Formats of the routed experts.
+    #[arg(long, default_value = "iq2", value_name = "iq2|q4k")]
+    pub(crate) experts: Experts,
+    /// Another shape, for example n_layer=5.
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub(crate) set: Vec<String>,
+    /// Where the model goes.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct HealthArguments {
+    /// Address of a stage's gRPC port.
+    #[arg(value_name = "HOST:PORT")]
+    pub(crate) address: String,
+}

@@ -1,0 +1,131 @@
+//! `ds4 serve`.
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result, ensure};
+use ds4_gguf::LayerSpan;
+use ds4_runtime::{Engine, EngineOptions};
+use ds4_server::{App, AppOptions, Loaded};
+use ds4_tokenizer::{Special, Tokenizer};
+use tokio::net::TcpListener;
+
+use super::options;
+use crate::args::ServeArguments;
+use crate::load::{self, Model};
+use crate::telemetry;
+
+pub(crate) async fn run(arguments: ServeArguments) -> Result<()> {
+    let _telemetry = telemetry::start(&arguments.telemetry, "output", &arguments.layers)?;
+    let model = load::open(&arguments.compute.model)?;
+    let own = LayerSpan::parse(&arguments.layers, model.config.n_layer)?;
+    ensure!(
+        own.head,
+        "--layers: expected N:output, found {own}: other layers are served by `ds4 stage`"
+    );
+    ensure!(
+        own.first == 0 || !arguments.stages.is_empty(),
+        "--stages: expected the stages of layers 0 to {}, found none",
+        own.first.saturating_sub(1)
+    );
+    let name = arguments
+        .model_name
+        .clone()
+        .unwrap_or_else(|| model.config.name.clone());
+    let app = App::new(AppOptions {
+        model: name,
+        api_keys: keys(&arguments)?,
+    });
+    let listener = TcpListener::bind(&arguments.listen)
+        .await
+        .with_context(|| format!("--listen {}", arguments.listen))?;
+    println!("listening on {}", listener.local_addr()?);
+    // Health checks are answered while the model loads.
+    let server = tokio::spawn(ds4_server::serve(
+        listener,
+        Arc::clone(&app),
+        stopped(Arc::clone(&app)),
+    ));
+    let loading = Arc::clone(&app);
+    let loaded = tokio::task::spawn_blocking(move || prepare(&model, own, &arguments, &loading)).await??;
+    let (slice, tokenizer, engine_options, stages) = loaded;
+    let engine = Engine::new(slice, own, stages, engine_options);
+    app.load(Loaded { engine, tokenizer });
+    server.await??;
+    Ok(())
+}
+
+type Prepared = (
+    Arc<dyn ds4_model::ModelSlice>,
+    Tokenizer,
+    EngineOptions,
+    Vec<String>,
+);
+
+fn prepare(model: &Model, own: LayerSpan, arguments: &ServeArguments, app: &App) -> Result<Prepared> {
+    let tokenizer = Tokenizer::from_gguf(&model.gguf)?;
+    let slice = load::load(
+        model,
+        LayerSpan::full(model.config.n_layer),
+        &arguments.compute,
+        &|percent| app.loading(percent),
+    )?;
+    let eos = tokenizer.special(Special::Eos).into_iter().collect();
+    let mut engine_options = options(&arguments.route, model.config.context_length, eos)?;
+    engine_options.queue = arguments.queue;
+    let stages = if own.first == 0 {
+        Vec::new()
+    } else {
+        arguments.stages.clone()
+    };
+    Ok((slice, tokenizer, engine_options, stages))
+}
+
+fn keys(arguments: &ServeArguments) -> Result<Vec<String>> {
+    let Some(path) = &arguments.api_keys_file else {
+        return Ok(Vec::new());
+    };
+    let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+    let keys: Vec<String> = text
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .map(str::to_owned)
+        .collect();
+    // An empty file must not open the server to everyone.
+    ensure!(
+        !keys.is_empty(),
+        "{}: expected at least one key, found none",
+        path.display()
+    );
+    Ok(keys)
+}
+
+/// Resolves when the server should stop: new requests are refused at once, running ones end first.
+async fn stopped(app: Arc<App>) {
+    signal().await;
+    tracing::info!("shutting down: running requests end first");
+    if let Some(loaded) = app.loaded() {
+        let engine = Arc::clone(&loaded.engine);
+        tokio::spawn(async move { engine.shutdown().await });
+    }
+}
+
+/// Resolves on an interrupt or a request to terminate.
+pub(crate) async fn signal() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let wait = |kind| async move {
+        match signal(kind) {
+            Ok(mut signals) => {
+                signals.recv().await;
+            }
+            Err(error) => {
+                tracing::warn!(%error, "signals are not handled");
+                std::future::pending::<()>().await;
+            }
+        }
+    };
+    tokio::select! {
+        () = wait(SignalKind::interrupt()) => {}
+        () = wait(SignalKind::terminate()) => {}
+    }
+}

@@ -1,0 +1,54 @@
+//! `ds4 stage`.
+
+use std::io::Write;
+
+use anyhow::{Context, Result, ensure};
+use ds4_gguf::LayerSpan;
+use ds4_runtime::{StageOptions, StageServer};
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpListener;
+
+use crate::args::StageArguments;
+use crate::local_stages::LISTENING;
+use crate::{load, telemetry};
+
+pub(crate) async fn run(arguments: StageArguments) -> Result<()> {
+    let _telemetry = telemetry::start(&arguments.telemetry, "stage", &arguments.layers)?;
+    let model = load::open(&arguments.compute.model)?;
+    let span = LayerSpan::parse(&arguments.layers, model.config.n_layer)?;
+    ensure!(
+        !span.head,
+        "--layers: expected A:B, found {span}: the output stage is `ds4 serve`"
+    );
+    let listener = TcpListener::bind(&arguments.listen)
+        .await
+        .with_context(|| format!("--listen {}", arguments.listen))?;
+    let slice = load::load(&model, span, &arguments.compute, &|_| {})?;
+    println!("{LISTENING}{}", listener.local_addr()?);
+    std::io::stdout().flush()?;
+    let options = StageOptions {
+        sessions: arguments.sessions,
+        max_tokens: arguments.max_context,
+    };
+    StageServer::new(slice, options)
+        .serve(listener, stop(arguments.until_stdin_closes))
+        .await?;
+    Ok(())
+}
+
+/// Ends on a signal, and with the parent where there is one.
+async fn stop(until_stdin_closes: bool) {
+    let signal = super::serve::signal();
+    if !until_stdin_closes {
+        return signal.await;
+    }
+    let closed = async {
+        let mut input = tokio::io::stdin();
+        let mut buffer = [0; 64];
+        while input.read(&mut buffer).await.is_ok_and(|read| read > 0) {}
+    };
+    tokio::select! {
+        () = signal => {}
+        () = closed => {}
+    }
+}

@@ -1,0 +1,60 @@
+//! Loading a model with visible progress.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use ds4_gguf::{Gguf, LayerSpan, ModelConfig};
+use ds4_kernels_cpu::Cpu;
+use ds4_model::{Graph, ModelSlice};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::args::ComputeArguments;
+
+/// A model file whose header was read.
+pub(crate) struct Model {
+    pub(crate) gguf: Gguf,
+    pub(crate) config: ModelConfig,
+}
+
+/// Opens a file; the error names it.
+pub(crate) fn open(path: &Path) -> Result<Model> {
+    let named = || path.display().to_string();
+    let gguf = Gguf::open(path).with_context(named)?;
+    let config = ModelConfig::from_gguf(&gguf).with_context(named)?;
+    Ok(Model { gguf, config })
+}
+
+/// Loads some layers; `report(percent)` while pages are read.
+pub(crate) fn load(
+    model: &Model,
+    span: LayerSpan,
+    compute: &ComputeArguments,
+    report: &dyn Fn(u64),
+) -> Result<Arc<dyn ModelSlice>> {
+    let backend = Cpu::new(compute.threads, None)?;
+    let bar = bar("loading");
+    let mut progress = |done: u64, total: u64| {
+        bar.set_length(total);
+        bar.set_position(done);
+        report(done * 100 / total.max(1));
+    };
+    let graph = Graph::load(&model.gguf, span, compute.numerics, backend, &mut progress)
+        .with_context(|| compute.model.display().to_string())?;
+    bar.finish_and_clear();
+    let info = graph.info();
+    tracing::info!(model = %info.config.name, layers = %info.span, backend = %info.backend, bytes = info.weight_bytes, "model loaded");
+    Ok(Arc::new(graph))
+}
+
+/// A bar in bytes on a terminal, nothing elsewhere.
+pub(crate) fn bar(what: &'static str) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
+    let style = ProgressStyle::with_template(
+        "{prefix} [{bar:30}] {binary_bytes} of {binary_total_bytes}, {eta} left",
+    );
+    if let Ok(style) = style {
+        bar.set_style(style);
+    }
+    bar.with_prefix(what)
+}
