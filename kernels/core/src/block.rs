@@ -88,6 +88,7 @@ impl Block {
 
     /// Adds this block's part of a dot: exact integers, then one fused multiply-add each for weights and minimums.
     #[must_use]
+    #[inline] // so that back ends get the instruction, not a call of `fmaf`
     #[allow(clippy::cast_precision_loss)] // above 2^24 (Q4_K, IQ2_XXS) one rounding is the definition
     pub fn accumulate(&self, sum: f32, scale: f32, dot: i32, minimums: i32) -> f32 {
         let sum = (self.d * scale).mul_add(dot as f32, sum);

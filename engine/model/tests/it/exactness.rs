@@ -1,9 +1,11 @@
 //! Logits are a function of the tokens alone: not of chunks, splits or handoffs.
 
 use ds4_gguf::LayerSpan;
+use ds4_kernels::Scalar;
+use ds4_kernels_cpu::{Cpu, Level};
 use ds4_model::{CompleteKv, Hidden, Kv, KvKind, ModelSlice, Numerics};
 
-use crate::support::{decode, empty, graph, load, run, tokens, transfer};
+use crate::support::{decode, empty, graph, load, load_on, run, tokens, transfer};
 
 const BOTH: [Numerics; 2] = [Numerics::Canonical, Numerics::Reference];
 /// Long enough for two rows of ratio 128 and for many more ratio-4 rows than the indexer keeps.
@@ -67,6 +69,33 @@ fn every_split_gives_the_same_logits() {
             );
             let complete = CompleteKv::assemble(&slice.info().layout, kvs).unwrap();
             assert!(*complete.kv() == rows, "{numerics}: {spans:?} changed the KV");
+        }
+    }
+}
+
+#[test]
+fn threads_and_vectors_change_no_bit() {
+    let tokens = tokens(140);
+    for numerics in BOTH {
+        let (expected, _) = plain(numerics, &tokens);
+        let whole = LayerSpan::full(4);
+        let others: [Box<dyn ModelSlice>; 3] = [
+            Box::new(load_on(whole, numerics, Scalar)),
+            Box::new(load_on(whole, numerics, Cpu::new(Some(1), None).unwrap())),
+            Box::new(load_on(
+                whole,
+                numerics,
+                Cpu::new(Some(3), Some(Level::Scalar)).unwrap(),
+            )),
+        ];
+        for slice in others {
+            let mut kv = empty(&*slice, whole);
+            let hidden = run(&*slice, &tokens, 70, &mut [&mut kv]);
+            assert!(
+                bits(&*slice, &hidden) == expected,
+                "{numerics}: {} differs",
+                slice.info().backend
+            );
         }
     }
 }

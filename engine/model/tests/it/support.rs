@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use ds4_gguf::{Gguf, HyperConfig, IndexerConfig, LayerSpan, ModelConfig, RopeConfig, tensors};
-use ds4_kernels::{Format, dequantize_row};
+use ds4_kernels::{Backend, Format, dequantize_row};
 use ds4_kernels_cpu::Cpu;
 use ds4_model::{Graph, Hidden, Kv, KvStaging, ModelSlice, Numerics};
 
@@ -72,19 +72,17 @@ pub fn graph(numerics: Numerics) -> Arc<dyn ModelSlice> {
         .clone()
 }
 
-/// The layers `first..=last` of the model, from a file of its own.
+/// The layers `first..=last` of the model, on two threads.
 pub fn load(span: LayerSpan, numerics: Numerics) -> Graph<Cpu> {
+    load_on(span, numerics, Cpu::new(Some(2), None).unwrap())
+}
+
+/// The same on another back end, from a file of its own.
+pub fn load_on<B: Backend>(span: LayerSpan, numerics: Numerics, backend: B) -> Graph<B> {
     let file = tempfile::NamedTempFile::new().unwrap();
     write(file.path(), &config());
     let gguf = Gguf::open(file.path()).unwrap();
-    Graph::load(
-        &gguf,
-        span,
-        numerics,
-        Cpu::new(Some(2), None).unwrap(),
-        &mut |_, _| {},
-    )
-    .unwrap()
+    Graph::load(&gguf, span, numerics, backend, &mut |_, _| {}).unwrap()
 }
 
 /// The KV of `span` without tokens.
