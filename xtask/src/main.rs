@@ -1,9 +1,10 @@
 //! The project's own commands: `cargo xtask test` is what CI runs.
 
-use std::process::{Command, ExitCode};
-use std::time::Instant;
+mod crds;
+mod steps;
 
-use anyhow::{Context, Result, bail};
+use std::process::ExitCode;
+
 use clap::Parser;
 
 /// Commands of the DS4 repository.
@@ -19,42 +20,20 @@ enum Xtask {
         #[arg(long)]
         list: bool,
     },
+    /// Writes the CustomResourceDefinition and the chart's copy from the types.
+    Crds {
+        /// Writes nothing; fails when the files are not what the types give.
+        #[arg(long)]
+        check: bool,
+    },
 }
-
-/// One step of `cargo xtask test`: its name and the cargo arguments.
-struct Step {
-    name: &'static str,
-    arguments: &'static [&'static str],
-    /// Extra `RUSTDOCFLAGS`, so that a broken link in the documentation is an error.
-    rustdoc_flags: &'static str,
-}
-
-const STEPS: &[Step] = &[
-    Step {
-        name: "fmt",
-        arguments: &["fmt", "--all", "--check"],
-        rustdoc_flags: "",
-    },
-    Step {
-        name: "clippy",
-        arguments: &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"],
-        rustdoc_flags: "",
-    },
-    Step {
-        name: "doc",
-        arguments: &["doc", "--workspace", "--no-deps"],
-        rustdoc_flags: "-D warnings",
-    },
-    Step {
-        name: "test",
-        arguments: &["test", "--workspace", "--no-fail-fast"],
-        rustdoc_flags: "",
-    },
-];
 
 fn main() -> ExitCode {
-    let Xtask::Test { skip, list } = Xtask::parse();
-    let outcome = if list { print_steps() } else { run(&skip) };
+    let outcome = match Xtask::parse() {
+        Xtask::Test { list: true, .. } => steps::print(),
+        Xtask::Test { skip, list: false } => steps::run(&skip),
+        Xtask::Crds { check } => crds::run(check),
+    };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -62,43 +41,4 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-fn print_steps() -> Result<()> {
-    use std::io::Write;
-    let mut out = std::io::stdout().lock();
-    for step in STEPS {
-        writeln!(out, "{:8} cargo {}", step.name, step.arguments.join(" "))?;
-    }
-    Ok(())
-}
-
-fn run(skip: &[String]) -> Result<()> {
-    if let Some(unknown) = skip
-        .iter()
-        .find(|name| STEPS.iter().all(|step| step.name != name.as_str()))
-    {
-        let names: Vec<_> = STEPS.iter().map(|step| step.name).collect();
-        bail!(
-            "--skip {unknown}: no such step; the steps are {}",
-            names.join(", ")
-        );
-    }
-    for step in STEPS
-        .iter()
-        .filter(|step| !skip.iter().any(|name| name == step.name))
-    {
-        let start = Instant::now();
-        eprintln!("== {} ==", step.name);
-        let status = Command::new(env!("CARGO"))
-            .args(step.arguments)
-            .env("RUSTDOCFLAGS", step.rustdoc_flags)
-            .status()
-            .with_context(|| format!("starting cargo for the step {}", step.name))?;
-        if !status.success() {
-            bail!("the step {} ended with {status}", step.name);
-        }
-        eprintln!("== {}: {:.0} s ==", step.name, start.elapsed().as_secs_f64());
-    }
-    Ok(())
 }

@@ -1,0 +1,131 @@
+//! Which model is served and where its file comes from.
+
+use kube::KubeSchema;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// The model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = ("self.name == oldSelf.name", "spec.model.name is immutable: create another DS4Deployment"))]
+pub struct Model {
+    /// The id that clients send.
+    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"))]
+    pub name: String,
+    /// Where the file comes from: exactly one source.
+    pub source: ModelSource,
+    /// SHA-256 of the file, 64 hex digits; verified before serving.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(equal = 64), regex(pattern = r"^[0-9a-f]{64}$"))]
+    pub sha256: Option<String>,
+}
+
+/// Exactly one of these.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = (
+    "[has(self.huggingFace), has(self.http), has(self.persistentVolumeClaim), has(self.hostPath), has(self.image), has(self.synthetic)].filter(x, x).size() == 1",
+    "spec.model.source: expected exactly one of huggingFace, http, persistentVolumeClaim, hostPath, image, synthetic"
+))]
+pub struct ModelSource {
+    /// A file of a Hugging Face repository.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hugging_face: Option<HuggingFaceSource>,
+    /// A file behind a URL.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub http: Option<HttpSource>,
+    /// A file on a volume that exists.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub persistent_volume_claim: Option<VolumeClaimSource>,
+    /// A file on every node.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host_path: Option<FileSource>,
+    /// A file in an OCI image.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<ImageSource>,
+    /// A small random model that each pod writes for itself: for trying things out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub synthetic: Option<SyntheticSource>,
+}
+
+/// A file of a Hugging Face repository.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct HuggingFaceSource {
+    /// `owner/name`.
+    pub repo: String,
+    /// Branch, tag or commit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub revision: Option<String>,
+    /// Path in the repository.
+    pub file: String,
+}
+
+/// A file behind a URL.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct HttpSource {
+    /// `https://...`.
+    pub url: String,
+}
+
+/// A file on a volume.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct VolumeClaimSource {
+    /// The claim.
+    pub claim_name: String,
+    /// Path on the volume.
+    pub path: String,
+}
+
+/// A file on every node.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct FileSource {
+    /// Absolute path of the file.
+    #[schemars(regex(pattern = r"^/.+"))]
+    pub path: String,
+}
+
+/// A file in an OCI image.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ImageSource {
+    /// The image.
+    pub reference: String,
+    /// Path in the image.
+    pub path: String,
+}
+
+/// A random model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct SyntheticSource {
+    /// Its size.
+    pub preset: Preset,
+    /// Equal seeds give equal models.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub seed: Option<i64>,
+}
+
+/// Sizes of random models.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Preset {
+    /// 3 MB, 3 layers.
+    Micro,
+    /// 10 MB, 7 layers.
+    Tiny,
+    /// 1.1 GB, 12 layers.
+    Medium,
+}
+
+impl Preset {
+    /// Its name on the command line.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Micro => "micro",
+            Self::Tiny => "tiny",
+            Self::Medium => "medium",
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! Names and labels of everything that belongs to a deployment.
+
+/// API group of the resource.
+pub const GROUP: &str = "ds4.dev";
+/// Label with the deployment's name.
+pub const LABEL_NAME: &str = "ds4.dev/name";
+/// Label with the stage's name.
+pub const LABEL_STAGE: &str = "ds4.dev/stage";
+/// Label with the revision of the pod's template.
+pub const LABEL_REVISION: &str = "ds4.dev/revision";
+/// Label that is `prefill` or `output`.
+pub const LABEL_ROLE: &str = "ds4.dev/role";
+/// gRPC port of a stage.
+pub const GRPC_PORT: u16 = 7400;
+
+/// Names derived from a deployment's.
+#[derive(Clone, Debug)]
+pub struct Names {
+    name: String,
+    namespace: String,
+}
+
+impl Names {
+    /// The names of one deployment.
+    #[must_use]
+    pub fn new(name: impl Into<String>, namespace: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            namespace: namespace.into(),
+        }
+    }
+
+    /// The deployment itself, its client Service and its `ServiceAccount`.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its namespace.
+    #[must_use]
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    /// The headless Service that gives stage pods their names.
+    #[must_use]
+    pub fn headless(&self) -> String {
+        format!("{}-stages", self.name)
+    }
+
+    /// The `StatefulSet` of a stage.
+    #[must_use]
+    pub fn stateful_set(&self, stage: &str) -> String {
+        format!("{}-{stage}", self.name)
+    }
+
+    /// Address of pod `ordinal` of a stage; `ordinal` may be a reference to an environment variable.
+    #[must_use]
+    pub fn address(&self, stage: &str, ordinal: &str) -> String {
+        format!(
+            "{}-{ordinal}.{}.{}.svc:{GRPC_PORT}",
+            self.stateful_set(stage),
+            self.headless(),
+            self.namespace
+        )
+    }
+
+    /// Where clients ask.
+    #[must_use]
+    pub fn url(&self, port: u16) -> String {
+        format!("http://{}.{}.svc:{port}", self.name, self.namespace)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_need_no_discovery() {
+        let names = Names::new("flash", "llm");
+        assert_eq!(
+            names.address("early", "0"),
+            "flash-early-0.flash-stages.llm.svc:7400"
+        );
+        assert_eq!(names.url(8000), "http://flash.llm.svc:8000");
+    }
+}

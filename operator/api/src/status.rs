@@ -1,0 +1,71 @@
+//! What is.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::KubeSchema;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Condition types.
+pub mod condition {
+    /// At least one pipeline answers.
+    pub const AVAILABLE: &str = "Available";
+    /// Pods are being created or replaced.
+    pub const PROGRESSING: &str = "Progressing";
+    /// Fewer pipelines than asked for answer.
+    pub const DEGRADED: &str = "Degraded";
+    /// The model's source can be used.
+    pub const MODEL_READY: &str = "ModelReady";
+    /// Every stage of every pipeline is ready.
+    pub const PIPELINE_READY: &str = "PipelineReady";
+    /// The output pods have seen their whole route.
+    pub const HANDOFF_READY: &str = "HandoffReady";
+}
+
+/// Observed state.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DS4DeploymentStatus {
+    /// Generation that this status describes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// Pipelines that exist.
+    #[serde(default)]
+    pub replicas: i32,
+    /// Pipelines that answer.
+    #[serde(default)]
+    pub ready_replicas: i32,
+    /// `ready/wanted`, for people.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pipelines: Option<String>,
+    /// Selects the output pods, for autoscalers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub selector: Option<String>,
+    /// Revision of the pods' templates.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub current_revision: Option<String>,
+    /// Where clients ask, inside the cluster.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+    /// Stage by stage.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub stages: Vec<StageStatus>,
+    /// Conditions by type.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    pub conditions: Vec<Condition>,
+}
+
+/// One stage over all pipelines.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct StageStatus {
+    /// Its name.
+    pub name: String,
+    /// Its layers.
+    pub layers: String,
+    /// What computes.
+    pub backend: String,
+    /// Pods ready.
+    pub ready: i32,
+}

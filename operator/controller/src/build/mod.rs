@@ -1,0 +1,207 @@
+//! From the resource to the objects that it owns. Pure: no client, no clock.
+
+mod pod;
+mod service;
+mod stateful_set;
+
+use ds4_api::{DS4Deployment, Names};
+use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::core::v1::{Service, ServiceAccount};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use kube::Resource;
+
+use crate::error::Error;
+
+/// What the operator brings along.
+#[derive(Clone, Debug)]
+pub(crate) struct Defaults {
+    /// Image of stages that name none.
+    pub(crate) image: String,
+    /// When nodes fetch it.
+    pub(crate) pull_policy: String,
+}
+
+/// Everything that belongs to one deployment.
+#[derive(Clone, Debug)]
+pub(crate) struct Prepared {
+    pub(crate) service_account: ServiceAccount,
+    pub(crate) headless: Service,
+    pub(crate) client: Service,
+    /// In layer order.
+    pub(crate) stateful_sets: Vec<StatefulSet>,
+    pub(crate) revision: String,
+}
+
+/// Builds all objects.
+pub(crate) fn build(
+    deployment: &DS4Deployment,
+    names: &Names,
+    defaults: &Defaults,
+) -> Result<Prepared, Error> {
+    let stages = deployment.spec.pipeline.ordered();
+    let templates = stages
+        .iter()
+        .map(|stage| pod::template(deployment, stage, names, defaults))
+        .collect::<Result<Vec<_>, _>>()?;
+    let revision = revision(&serde_json::to_vec(&templates)?);
+    let stateful_sets = stages
+        .iter()
+        .zip(templates)
+        .map(|(stage, template)| stateful_set::build(deployment, stage, names, template, &revision))
+        .collect::<Result<_, _>>()?;
+    Ok(Prepared {
+        service_account: service::account(deployment, names),
+        headless: service::headless(deployment, names),
+        client: service::client(deployment, names),
+        stateful_sets,
+        revision,
+    })
+}
+
+/// Metadata of an owned object: deleting the deployment deletes it.
+fn metadata(deployment: &DS4Deployment, names: &Names, name: String) -> ObjectMeta {
+    let owner: Option<OwnerReference> = deployment.controller_owner_ref(&());
+    let labels = [
+        ("app.kubernetes.io/name".to_owned(), "ds4".to_owned()),
+        (
+            "app.kubernetes.io/managed-by".to_owned(),
+            "ds4-operator".to_owned(),
+        ),
+        (ds4_api::LABEL_NAME.to_owned(), names.name().to_owned()),
+    ];
+    ObjectMeta {
+        name: Some(name),
+        namespace: Some(names.namespace().to_owned()),
+        labels: Some(labels.into()),
+        owner_references: owner.map(|owner| vec![owner]),
+        ..ObjectMeta::default()
+    }
+}
+
+/// Ten hex digits of FNV-1a 64 over the templates: equal templates, equal revision.
+fn revision(templates: &[u8]) -> String {
+    let hash = templates.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    format!("{hash:016x}")[..10].to_owned()
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) fn quickstart() -> DS4Deployment {
+        let text = include_str!("../../../../examples/quickstart.yaml");
+        let mut deployment: DS4Deployment = serde_yaml::from_str(text).expect("the example");
+        deployment.metadata.namespace = Some("llm".into());
+        deployment.metadata.uid = Some("1234".into());
+        deployment
+    }
+
+    fn prepared(deployment: &DS4Deployment) -> Prepared {
+        let names = Names::new("quickstart", "llm");
+        let defaults = Defaults {
+            image: "ds4:test".into(),
+            pull_policy: "Never".into(),
+        };
+        build(deployment, &names, &defaults).expect("sound")
+    }
+
+    fn arguments(set: &StatefulSet) -> Vec<String> {
+        let pod = set.spec.template.spec.clone().expect("a pod");
+        pod.containers[0].args.clone().expect("arguments")
+    }
+
+    #[test]
+    fn every_stage_serves_its_layers_and_the_output_knows_its_own_pipeline() {
+        let objects = prepared(&quickstart());
+        let all: Vec<String> = objects
+            .stateful_sets
+            .iter()
+            .map(|set| arguments(set).join(" "))
+            .collect();
+        assert_eq!(all.len(), 3);
+        assert!(
+            all[0].starts_with("stage ") && all[0].contains("--layers 0:0"),
+            "{}",
+            all[0]
+        );
+        assert!(all[1].contains("--layers 1:1"), "{}", all[1]);
+        assert!(
+            all[2].starts_with("serve ") && all[2].contains("--layers 2:output"),
+            "{}",
+            all[2]
+        );
+        let stages = "quickstart-early-$(DS4_ORDINAL).quickstart-stages.llm.svc:7400,quickstart-middle-$(DS4_ORDINAL).quickstart-stages.llm.svc:7400";
+        assert!(all[2].contains(stages), "{}", all[2]);
+    }
+
+    #[test]
+    fn everything_is_owned_so_that_deletion_cleans_up() {
+        let objects = prepared(&quickstart());
+        let mut metadata = vec![
+            &objects.service_account.metadata,
+            &objects.headless.metadata,
+            &objects.client.metadata,
+        ];
+        metadata.extend(objects.stateful_sets.iter().map(|set| &set.metadata));
+        for metadata in metadata {
+            let owner = &metadata.owner_references.as_ref().expect("an owner")[0];
+            assert_eq!(
+                (owner.uid.as_str(), owner.controller),
+                ("1234", Some(true)),
+                "{:?}",
+                metadata.name
+            );
+        }
+    }
+
+    #[test]
+    fn the_revision_follows_the_templates_and_not_the_replicas() {
+        let deployment = quickstart();
+        let mut scaled = deployment.clone();
+        scaled.spec.replicas = 3;
+        let mut changed = deployment.clone();
+        changed.spec.pipeline.prefill_chunk_tokens = 128;
+        let revision = |deployment| prepared(deployment).revision;
+        assert_eq!(revision(&deployment), revision(&scaled));
+        assert_ne!(revision(&deployment), revision(&changed));
+    }
+
+    #[test]
+    fn pods_run_without_privileges_and_a_pod_template_adds_to_them() {
+        let mut deployment = quickstart();
+        let extra = serde_json::json!({"spec": {"nodeSelector": {"disk": "fast"}}, "metadata": {"labels": {"team": "x"}}});
+        deployment.spec.pipeline.stages[0].pod_template = Some(extra);
+        let template = prepared(&deployment).stateful_sets[0].spec.template.clone();
+        let pod = template.spec.expect("a pod");
+        assert_eq!(pod.node_selector.expect("a selector")["disk"], "fast");
+        let labels = template
+            .metadata
+            .and_then(|metadata| metadata.labels)
+            .expect("labels");
+        assert_eq!(
+            (labels["team"].as_str(), labels["ds4.dev/stage"].as_str()),
+            ("x", "early")
+        );
+        let security = pod.containers[0].security_context.clone().expect("a context");
+        assert_eq!(
+            (
+                security.read_only_root_filesystem,
+                security.allow_privilege_escalation
+            ),
+            (Some(true), Some(false))
+        );
+        assert_eq!(
+            pod.security_context.and_then(|context| context.run_as_user),
+            Some(65532)
+        );
+        assert_eq!(
+            pod.init_containers.expect("the model's writer")[0]
+                .args
+                .clone()
+                .expect("arguments")[0],
+            "synth"
+        );
+    }
+}

@@ -1,0 +1,50 @@
+//! What can go wrong while reconciling. The variant is the reason that users see.
+
+use thiserror::Error;
+
+/// A failed reconciliation.
+#[derive(Debug, Error)]
+pub(crate) enum Error {
+    /// The resource has no namespace.
+    #[error("metadata.namespace: expected one, found none")]
+    NoNamespace,
+    /// A pod template does not go together with what the operator builds.
+    #[error("spec.pipeline.stages[{stage}].podTemplate: {reason}")]
+    PodTemplate {
+        /// The stage.
+        stage: String,
+        /// What the types say.
+        reason: String,
+    },
+    /// The API server refused or cannot be reached.
+    #[error("{what}: {source}")]
+    Api {
+        /// What was asked.
+        what: String,
+        /// The answer.
+        source: Box<kube::Error>,
+    },
+    /// An object cannot be written as JSON.
+    #[error("encoding: {0}")]
+    Encoding(#[from] serde_json::Error),
+}
+
+impl Error {
+    pub(crate) fn api(what: impl Into<String>) -> impl FnOnce(kube::Error) -> Self {
+        let what = what.into();
+        move |source| Self::Api {
+            what,
+            source: Box::new(source),
+        }
+    }
+
+    /// The event's reason.
+    pub(crate) const fn reason(&self) -> &'static str {
+        match self {
+            Self::NoNamespace => "NoNamespace",
+            Self::PodTemplate { .. } => "InvalidPodTemplate",
+            Self::Api { .. } => "ApiError",
+            Self::Encoding(_) => "EncodingError",
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! The steps of `cargo xtask test`.
+
+use std::io::Write;
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+
+/// One step: its name and the cargo arguments.
+struct Step {
+    name: &'static str,
+    arguments: &'static [&'static str],
+    /// Extra `RUSTDOCFLAGS`, so that a broken link in the documentation is an error.
+    rustdoc_flags: &'static str,
+}
+
+const STEPS: &[Step] = &[
+    Step {
+        name: "fmt",
+        arguments: &["fmt", "--all", "--check"],
+        rustdoc_flags: "",
+    },
+    Step {
+        name: "clippy",
+        arguments: &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"],
+        rustdoc_flags: "",
+    },
+    Step {
+        name: "doc",
+        arguments: &["doc", "--workspace", "--no-deps"],
+        rustdoc_flags: "-D warnings",
+    },
+    Step {
+        name: "crds",
+        arguments: &["run", "--quiet", "--package", "xtask", "--", "crds", "--check"],
+        rustdoc_flags: "",
+    },
+    Step {
+        name: "build",
+        arguments: &["build", "--workspace"],
+        rustdoc_flags: "",
+    },
+    Step {
+        name: "test",
+        arguments: &["test", "--workspace", "--no-fail-fast"],
+        rustdoc_flags: "",
+    },
+];
+
+/// Prints the steps.
+pub(crate) fn print() -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    for step in STEPS {
+        writeln!(out, "{:8} cargo {}", step.name, step.arguments.join(" "))?;
+    }
+    Ok(())
+}
+
+/// Runs all steps but those of `skip`; the first failure ends the run.
+pub(crate) fn run(skip: &[String]) -> Result<()> {
+    if let Some(unknown) = skip
+        .iter()
+        .find(|name| STEPS.iter().all(|step| step.name != name.as_str()))
+    {
+        let names: Vec<_> = STEPS.iter().map(|step| step.name).collect();
+        bail!(
+            "--skip {unknown}: no such step; the steps are {}",
+            names.join(", ")
+        );
+    }
+    for step in STEPS
+        .iter()
+        .filter(|step| !skip.iter().any(|name| name == step.name))
+    {
+        let start = Instant::now();
+        eprintln!("== {} ==", step.name);
+        let mut command = Command::new(env!("CARGO"));
+        command
+            .args(step.arguments)
+            .env("RUSTDOCFLAGS", step.rustdoc_flags);
+        let status = command
+            .status()
+            .with_context(|| format!("starting cargo for the step {}", step.name))?;
+        if !status.success() {
+            bail!("the step {} ended with {status}", step.name);
+        }
+        eprintln!("== {}: {:.0} s ==", step.name, start.elapsed().as_secs_f64());
+    }
+    Ok(())
+}
