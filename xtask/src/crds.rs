@@ -15,11 +15,12 @@ fn root() -> PathBuf {
 
 /// The chart's copy: kept by `helm uninstall`, since deleting it would delete every user's deployments.
 fn in_chart(plain: &str) -> String {
-    plain.replacen(
+    let kept = plain.replacen(
         "metadata:\n",
         "metadata:\n  annotations:\n    helm.sh/resource-policy: keep\n",
         1,
-    )
+    );
+    format!("{{{{- if .Values.crds.install }}}}\n{kept}{{{{- end }}}}\n")
 }
 
 /// Writes the files, or with `check` says whether they are what the types give.
