@@ -83,11 +83,11 @@ pub struct Stage {
     #[serde(default)]
     pub backend: Backend,
     /// Resources of its container, as in a pod.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "any_object")]
     pub resources: Option<Value>,
     /// Merged over the pod that the operator builds: node selectors, tolerations, labels and the like.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "any_object")]
     pub pod_template: Option<Value>,
 }
