@@ -41,6 +41,8 @@ pub(crate) struct Worker {
     span: Span,
     compute: Duration,
     activation_bytes: u64,
+    /// Cancelled once the commit is handed over: the output pod may leave from then on.
+    committed: CancellationToken,
 }
 
 impl Worker {
@@ -61,16 +63,24 @@ impl Worker {
             span,
             compute: Duration::ZERO,
             activation_bytes: 0,
+            committed: CancellationToken::new(),
         }
     }
 
     /// Works until the shard is handed over, something fails, or `cancel`.
     pub(crate) async fn run(mut self, cancel: CancellationToken) {
         let (deliver, handoff, span) = (self.deliver.clone(), self.handoff.clone(), self.span.clone());
+        let committed = self.committed.clone();
+        let left = async {
+            handoff.closed().await;
+            if committed.is_cancelled() {
+                std::future::pending::<()>().await;
+            }
+        };
         let result = tokio::select! {
             () = cancel.cancelled() => Err(Status::cancelled("session: ended")),
             // A dropped pull is a cancel: nobody wants this shard any more.
-            () = handoff.closed() => Err(Status::cancelled("handoff: the output pod left")),
+            () = left => Err(Status::cancelled("handoff: the output pod left")),
             result = self.prefill() => result,
         };
         span.record("compute_ms", self.compute.as_secs_f64() * 1e3);
@@ -120,6 +130,7 @@ impl Worker {
         let commit = sender.commit(&kv, compute, propagation::traceparent(&self.span));
         self.span.record("kv_bytes", kv.bytes());
         self.hand(commit).await?;
+        self.committed.cancel();
         self.close(onward).await
     }
 
