@@ -37,7 +37,13 @@ pub enum Name {
 
 impl Name {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::Engine, Self::Operator, Self::Pause, Self::CoreDns, Self::Collector];
+    pub const ALL: [Self; 5] = [
+        Self::Engine,
+        Self::Operator,
+        Self::Pause,
+        Self::CoreDns,
+        Self::Collector,
+    ];
 
     /// `repository:tag` as manifests name it.
     #[must_use]
@@ -72,7 +78,7 @@ impl Name {
         let archive = self.archive();
         let image = match self {
             Self::Engine => cargo_image(self, "ds4-cli", "ds4")?,
-            Self::Operator => cargo_image(self, "ds4-controller", "ds4-operator")?,
+            Self::Operator => cargo_image(self, "ds4-operator", "ds4-operator")?,
             Self::Pause => go_image(self, &tools::KUBE, &["pause"])?,
             Self::CoreDns => go_image(self, &tools::KUBE, &["coredns"])?,
             Self::Collector => collector_image()?,
@@ -134,9 +140,16 @@ fn go_image(name: Name, module: &tools::Module, programs: &[&str]) -> Result<Ima
     let folder = module.build()?;
     let mut entries = base();
     for program in programs {
-        entries.push(Entry::program(&format!("usr/bin/{program}"), folder.join(program)));
+        entries.push(Entry::program(
+            &format!("usr/bin/{program}"),
+            folder.join(program),
+        ));
     }
-    Ok(image(name, programs.first().copied().unwrap_or_default(), entries))
+    Ok(image(
+        name,
+        programs.first().copied().unwrap_or_default(),
+        entries,
+    ))
 }
 
 fn collector_image() -> Result<Image> {
@@ -164,6 +177,9 @@ fn base() -> Vec<Entry> {
             "root:x:0:0:root:/:/sbin/nologin\nds4:x:65532:65532:ds4:/tmp:/sbin/nologin\n",
         ),
         Entry::text("etc/group", "root:x:0:\nds4:x:65532:\n"),
-        Entry::text("etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n"),
+        Entry::text(
+            "etc/nsswitch.conf",
+            "passwd: files\ngroup: files\nhosts: files dns\n",
+        ),
     ]
 }

@@ -223,7 +223,8 @@ mod tests {
 
     #[test]
     fn a_failing_program_is_named_with_what_it_said() {
-        let error = output(Command::new("sh").args(["-c", "echo lost >&2; exit 3"])).map_err(|e| e.to_string());
+        let error =
+            output(Command::new("sh").args(["-c", "echo lost >&2; exit 3"])).map_err(|e| e.to_string());
         let text = error.err().unwrap_or_default();
         assert!(text.contains("lost") && text.contains("sh -c"), "{text}");
     }

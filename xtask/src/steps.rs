@@ -45,6 +45,11 @@ const STEPS: &[Step] = &[
         arguments: &["test", "--workspace", "--no-fail-fast"],
         rustdoc_flags: "",
     },
+    Step {
+        name: "journey",
+        arguments: &["run", "--quiet", "--package", "xtask", "--", "journey"],
+        rustdoc_flags: "",
+    },
 ];
 
 /// Prints the steps.

@@ -50,14 +50,6 @@ pub const COLLECTOR: Module = Module {
     cold: "about 1 minute on two cores",
 };
 
-/// kind, for machines with Docker.
-pub const KIND: Module = Module {
-    folder: "kind",
-    packages: &["sigs.k8s.io/kind"],
-    links: &[],
-    cold: "about 1 minute on two cores",
-};
-
 impl Module {
     /// Where its programs lie once built. The folder's name holds a hash of everything that decides them.
     ///
@@ -65,7 +57,9 @@ impl Module {
     /// When the module's files cannot be read.
     pub fn programs(&self) -> Result<PathBuf> {
         let key = key(&self.source())?;
-        Ok(repository::cache().join("tools").join(format!("{}-{key}", self.folder)))
+        Ok(repository::cache()
+            .join("tools")
+            .join(format!("{}-{key}", self.folder)))
     }
 
     /// Builds the programs unless they are there, and returns their folder.
@@ -78,7 +72,9 @@ impl Module {
             return Ok(programs);
         }
         if !found("go") {
-            bail!("go is missing: install Go 1.26 or newer (Kubernetes and the collector are built from their modules)");
+            bail!(
+                "go is missing: install Go 1.26 or newer (Kubernetes and the collector are built from their modules)"
+            );
         }
         let title = format!("building tests/cluster/{} (cold: {})", self.folder, self.cold);
         step(&title, || self.compile(&programs))?;

@@ -54,13 +54,18 @@ mod tests {
     #[test]
     fn libraries_and_the_linker_are_kept_and_the_kernels_own_is_not() -> Result<()> {
         let paths: Vec<_> = parse(SAMPLE)?.into_iter().map(|library| library.path).collect();
-        assert_eq!(paths, ["lib/x86_64-linux-gnu/libc.so.6", "lib64/ld-linux-x86-64.so.2"]);
+        assert_eq!(
+            paths,
+            ["lib/x86_64-linux-gnu/libc.so.6", "lib64/ld-linux-x86-64.so.2"]
+        );
         Ok(())
     }
 
     #[test]
     fn a_missing_library_is_an_error_with_its_name() {
-        let error = parse("\tlibodd.so => not found\n").err().map(|error| error.to_string());
+        let error = parse("\tlibodd.so => not found\n")
+            .err()
+            .map(|error| error.to_string());
         assert!(error.is_some_and(|text| text.contains("libodd.so")));
     }
 }

@@ -103,7 +103,8 @@ impl Image {
         for Entry { path, mode, content } in &self.entries {
             match content {
                 Content::Copy(source) => {
-                    let bytes = std::fs::read(source).with_context(|| format!("reading {}", source.display()))?;
+                    let bytes =
+                        std::fs::read(source).with_context(|| format!("reading {}", source.display()))?;
                     append(&mut tar, path, *mode, EntryType::Regular, &bytes)?;
                 }
                 Content::Bytes(bytes) => append(&mut tar, path, *mode, EntryType::Regular, bytes)?,
@@ -187,7 +188,10 @@ mod tests {
         let config = manifest[0]["Config"].as_str().unwrap_or_default();
         let layer = manifest[0]["Layers"][0].as_str().unwrap_or_default();
         let config: serde_json::Value = serde_json::from_slice(&files[config])?;
-        assert_eq!(config["rootfs"]["diff_ids"][0], format!("sha256:{}", hex(&files[layer])));
+        assert_eq!(
+            config["rootfs"]["diff_ids"][0],
+            format!("sha256:{}", hex(&files[layer]))
+        );
         Ok(())
     }
 }

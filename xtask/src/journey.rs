@@ -1,0 +1,230 @@
+//! What a user does with a cluster, from installing to leaving: `cargo xtask journey`, part of `cargo xtask test`.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+
+use crate::cluster::{self, Cluster};
+use crate::demo::{SYSTEM, install, quickstart, whole_trace};
+use crate::process;
+use crate::progress::{Probe, step, wait};
+use crate::repository;
+
+/// Runs the journey on a fresh cluster. Where none can run, says so; in CI that is a failure.
+///
+/// # Errors
+/// Names the stop of the journey that failed.
+pub fn run() -> Result<()> {
+    if let Err(missing) = cluster::possible() {
+        if std::env::var_os("CI").is_some() {
+            return Err(missing);
+        }
+        eprintln!("skipped: {missing:#}");
+        return Ok(());
+    }
+    let outcome = cluster::up().and_then(|cluster| travel(&cluster));
+    step("ending the cluster", cluster::down)?;
+    outcome
+}
+
+fn travel(cluster: &Cluster) -> Result<()> {
+    install(cluster)?;
+    step("invalid examples are refused by the API server", || {
+        invalid(cluster)
+    })?;
+    let address = quickstart(cluster)?;
+    step("kubectl get ds4 shows what people look for", || columns(cluster))?;
+    step("the three pods are on three nodes", || spread(cluster))?;
+    step("the OpenAI client completes a whole and a streamed chat", || {
+        openai(cluster, &address)
+    })?;
+    let trace = whole_trace(cluster, 2)?;
+    step(
+        "one connected trace over three pods, with the handoff's bytes, rows and duration",
+        || connected(&trace),
+    )?;
+    step("helm test", || {
+        cluster
+            .helm(&["test", "ds4", "-n", SYSTEM, "--timeout", "120s"])
+            .map(|_| ())
+    })?;
+    step("helm uninstall leaves users' resources and says so", || {
+        uninstall(cluster)
+    })?;
+    step("deleting the deployment leaves nothing behind", || {
+        delete(cluster)
+    })
+}
+
+fn invalid(cluster: &Cluster) -> Result<()> {
+    let folder = repository::root().join("examples/invalid");
+    let fields = [
+        ("gap", "spec.pipeline"),
+        ("overlap", "spec.pipeline"),
+        ("no-output", "spec.pipeline"),
+        ("two-sources", "spec.model.source"),
+        ("reversed", "spec.pipeline.stages[0].layers"),
+    ];
+    for (name, field) in fields {
+        let file = folder.join(format!("{name}.yaml")).display().to_string();
+        let said = cluster.kubectl_refused(&["apply", "-f", &file])?;
+        ensure!(
+            said.contains("is invalid") && said.contains(field),
+            "{name}: expected a refusal that names {field}, found: {said}"
+        );
+    }
+    Ok(())
+}
+
+fn columns(cluster: &Cluster) -> Result<()> {
+    let table = cluster.kubectl(&["get", "ds4"])?;
+    let mut lines = table.lines();
+    let titles: Vec<&str> = lines.next().unwrap_or_default().split_whitespace().collect();
+    ensure!(
+        titles == ["NAME", "READY", "PIPELINES", "REVISION", "MODEL", "AGE"],
+        "columns: {titles:?}"
+    );
+    let row: Vec<&str> = lines.next().unwrap_or_default().split_whitespace().collect();
+    ensure!(
+        row.len() == 6 && row[..3] == ["quickstart", "True", "1/1"] && row[4] == "quickstart",
+        "row: {row:?}"
+    );
+    Ok(())
+}
+
+fn spread(cluster: &Cluster) -> Result<()> {
+    let nodes = cluster.kubectl(&[
+        "get",
+        "pods",
+        "-l",
+        "ds4.dev/name=quickstart",
+        "-o",
+        "jsonpath={.items[*].spec.nodeName}",
+    ])?;
+    let mut nodes: Vec<&str> = nodes.split_whitespace().collect();
+    nodes.sort_unstable();
+    nodes.dedup();
+    ensure!(nodes.len() == cluster::NODES, "pods are on {nodes:?}");
+    Ok(())
+}
+
+/// A Python with the OpenAI client, made once.
+fn python() -> Result<PathBuf> {
+    let venv = repository::cache().join("python");
+    let python = venv.join("bin/python");
+    if python.exists() && process::output(Command::new(&python).args(["-c", "import openai"])).is_ok() {
+        return Ok(python);
+    }
+    let log = repository::cache().join("python.log");
+    process::logged(Command::new("python3").args(["-m", "venv"]).arg(&venv), &log)?;
+    process::logged(
+        Command::new(&python).args(["-m", "pip", "install", "-q", "openai==1.109.1"]),
+        &log,
+    )?;
+    Ok(python)
+}
+
+fn openai(cluster: &Cluster, address: &str) -> Result<()> {
+    let client = repository::root().join("tests/cluster/openai_client.py");
+    let said = process::output(
+        cluster
+            .command(python()?)
+            .arg(client)
+            .args([address, "quickstart"]),
+    )?;
+    let answer: Value = serde_json::from_str(&said).with_context(|| said.clone())?;
+    ensure!(
+        answer["decision"] == "disaggregated" && answer["streamed_decision"] == "disaggregated",
+        "decisions: {answer}"
+    );
+    ensure!(
+        answer["whole"] == answer["streamed"] && answer["whole"] != "",
+        "whole and streamed differ: {answer}"
+    );
+    ensure!(
+        answer["completion_tokens"] == 16 && answer["finish"] == "length",
+        "usage: {answer}"
+    );
+    ensure!(answer["models"][0] == "quickstart", "models: {answer}");
+    Ok(())
+}
+
+fn connected(trace: &crate::trace::Trace) -> Result<()> {
+    let sources = trace.sources();
+    ensure!(
+        sources == ["quickstart-early-0", "quickstart-middle-0", "quickstart-output-0"],
+        "pods in the trace: {sources:?}"
+    );
+    let root = trace.roots().next().context("a root")?;
+    ensure!(root.name == "POST /v1/chat/completions", "root: {}", root.name);
+    let mut handoffs = 0;
+    for span in trace.named("ds4.kv.handoff") {
+        handoffs += 1;
+        for key in ["bytes", "rows", "duration_ms"] {
+            let value: f64 = span
+                .attribute(key)
+                .and_then(|text| text.parse().ok())
+                .with_context(|| format!("{key} of {}", span.name))?;
+            ensure!(value > 0.0, "{key}: {value}");
+        }
+    }
+    ensure!(handoffs == 2, "{handoffs} handoffs");
+    for name in ["ds4.queue", "ds4.prefill", "ds4.decode"] {
+        ensure!(trace.named(name).count() == 1, "no span {name}");
+    }
+    let failed = trace.0.iter().find(|span| span.attribute("error").is_some());
+    ensure!(failed.is_none(), "a span has an error: {failed:?}");
+    Ok(())
+}
+
+fn uninstall(cluster: &Cluster) -> Result<()> {
+    let said = cluster.helm(&["uninstall", "ds4", "-n", SYSTEM, "--wait"])?;
+    ensure!(
+        said.contains("kept") && said.contains("ds4deployments.ds4.dev"),
+        "helm said: {said}"
+    );
+    let pods = cluster.kubectl(&[
+        "get",
+        "pods",
+        "-l",
+        "ds4.dev/name=quickstart",
+        "-o",
+        "jsonpath={.items[*].status.phase}",
+    ])?;
+    ensure!(
+        pods == "Running Running Running",
+        "pods after helm uninstall: {pods}"
+    );
+    let left = cluster.kubectl(&["get", "ds4", "-o", "name"])?;
+    ensure!(
+        left.trim() == "ds4deployment.ds4.dev/quickstart",
+        "deployments after helm uninstall: {left}"
+    );
+    Ok(())
+}
+
+fn delete(cluster: &Cluster) -> Result<()> {
+    cluster.kubectl(&["delete", "ds4", "quickstart", "--wait"])?;
+    wait(
+        "waiting for the garbage collector",
+        Duration::from_secs(120),
+        || {
+            let kinds = "statefulsets,pods,services,serviceaccounts,controllerrevisions,endpointslices,configmaps,secrets,persistentvolumeclaims";
+            let left = cluster.kubectl(&["get", kinds, "-n", "default", "-o", "name"])?;
+            let ours: Vec<&str> = left.lines().filter(|line| line.contains("quickstart")).collect();
+            Ok(if ours.is_empty() {
+                Probe::Ready(())
+            } else {
+                Probe::Waiting(ours.join(" "))
+            })
+        },
+    )?;
+    if cluster.kubectl(&["get", "ds4", "-o", "name"])?.trim().is_empty() {
+        Ok(())
+    } else {
+        bail!("a deployment is left")
+    }
+}
