@@ -1,206 +1,297 @@
-//! `cargo xtask cluster`: a real Kubernetes of three nodes in network namespaces of this machine.
+//! `cargo xtask cluster`: a real Kubernetes of several nodes on this machine.
+//!
+//! With Docker at hand through kind; otherwise, on Linux as root, through namespaces: every node has its own network,
+//! mount, process and cgroup namespaces, its own containerd, kubelet and kube-proxy.
 
-use std::path::{Path, PathBuf};
+mod kind;
+mod namespaces;
+mod state;
+
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
-use crate::images::{self, Name};
-use crate::process::{self, is_root};
+use crate::images::Name;
+use crate::process::{self, Started, found, is_root};
 use crate::progress::{Probe, step, wait};
-use crate::{repository, tools};
+use crate::repository;
+use crate::tools;
 
-/// Namespace of the control plane, from which services are reachable.
-const CONTROL_PLANE: &str = "/run/netns/ds4-cp";
-/// Nodes of the cluster.
-pub const NODES: usize = 3;
+pub use state::{Provider, State};
 
-/// A running cluster.
+/// How long nodes and pods of a cluster may take to come up.
+const PATIENCE: Duration = Duration::from_secs(180);
+
+/// A cluster by its name.
 pub struct Cluster {
-    programs: PathBuf,
+    name: String,
+    state: State,
 }
 
-/// Whether this machine can run one; otherwise what it takes.
+/// Which provider serves on this machine, or why none does.
 ///
 /// # Errors
-/// Says what is missing.
-pub fn possible() -> Result<()> {
-    if !cfg!(target_os = "linux") {
-        bail!("the namespaces provider needs Linux; try: cargo xtask demo --provider processes");
+/// With the remedy, when this machine has neither Docker nor root on Linux.
+pub fn choose(wish: Option<Provider>) -> Result<Provider> {
+    let docker = || {
+        found("docker")
+            && Command::new("docker")
+                .arg("info")
+                .output()
+                .is_ok_and(|output| output.status.success())
+    };
+    let root = || cfg!(target_os = "linux") && is_root();
+    match wish {
+        Some(Provider::Kind) if !docker() => {
+            bail!("the provider kind needs a running Docker: `docker info` fails")
+        }
+        Some(Provider::Namespaces) if !root() => bail!("the provider namespaces needs root on Linux"),
+        Some(wish) => Ok(wish),
+        None if docker() => Ok(Provider::Kind),
+        None if root() => Ok(Provider::Namespaces),
+        None => bail!(
+            "no cluster can be made here: start Docker, or run as root on Linux (or use `cargo xtask demo --provider processes`)"
+        ),
     }
-    if !is_root() {
-        bail!(
-            "the namespaces provider needs root (network namespaces, mounts); try: sudo -E cargo xtask demo, or --provider processes"
-        );
-    }
-    Ok(())
-}
-
-fn state() -> PathBuf {
-    repository::cache().join("cluster")
-}
-
-fn script(name: &str, programs: &Path) -> Command {
-    let mut command = Command::new("bash");
-    command
-        .arg(repository::root().join("tests/cluster/namespaces").join(name))
-        .env("RUN", state())
-        .env("BIN", programs)
-        .env("IMAGES", repository::cache().join("images"))
-        .env("CNI_BIN", tools::CNI_PLUGINS);
-    command
-}
-
-/// Starts a cluster with the project's images on every node; one that runs is ended first.
-///
-/// # Errors
-/// When something cannot be built or started; logs lie under `.cache/cluster`.
-pub fn up() -> Result<Cluster> {
-    possible()?;
-    tools::debian_packages()?;
-    let programs = tools::KUBE.build()?;
-    images::build(&Name::ALL)?;
-    down()?;
-    let log = repository::cache().join("cluster-up.log");
-    step("starting the control plane and three nodes", || {
-        process::logged(&mut script("up.sh", &programs), &log)
-    })?;
-    let cluster = Cluster { programs };
-    wait("waiting for the nodes", Duration::from_secs(180), || {
-        cluster.nodes()
-    })?;
-    let dns = repository::root().join("tests/cluster/coredns.yaml");
-    cluster.kubectl(&["apply", "-f", &dns.display().to_string()])?;
-    wait("waiting for DNS", Duration::from_secs(120), || {
-        let ready = cluster.kubectl(&[
-            "-n",
-            "kube-system",
-            "get",
-            "deploy",
-            "coredns",
-            "-o",
-            "jsonpath={.status.readyReplicas}",
-        ])?;
-        Ok(if ready == "1" {
-            Probe::Ready(())
-        } else {
-            Probe::Waiting(String::new())
-        })
-    })?;
-    Ok(cluster)
-}
-
-/// Ends the cluster, if there is one.
-///
-/// # Errors
-/// When the script cannot be run.
-pub fn down() -> Result<()> {
-    possible()?;
-    let programs = tools::KUBE.programs()?;
-    process::output(&mut script("down.sh", &programs)).map(|_| ())
-}
-
-/// The cluster that runs.
-///
-/// # Errors
-/// When none does.
-pub fn running() -> Result<Cluster> {
-    if !Path::new(CONTROL_PLANE).exists() || !state().join("pki/admin.kubeconfig").exists() {
-        bail!("no cluster runs; start one with: cargo xtask cluster up");
-    }
-    Ok(Cluster {
-        programs: tools::KUBE.programs()?,
-    })
 }
 
 impl Cluster {
-    /// A command inside the cluster's network, with its kubeconfig.
-    #[must_use]
-    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
-        let mut command = Command::new("nsenter");
-        command
-            .arg(format!("--net={CONTROL_PLANE}"))
-            .arg("--")
-            .arg(program);
-        command.env("KUBECONFIG", state().join("pki/admin.kubeconfig"));
-        command
-    }
-
-    /// Runs kubectl and returns what it prints.
+    /// The cluster of that name as it was left, or `None`.
     ///
     /// # Errors
-    /// When it fails; with what it said.
-    pub fn kubectl(&self, arguments: &[&str]) -> Result<String> {
-        process::output(self.command(self.programs.join("kubectl")).args(arguments))
+    /// When its state cannot be read.
+    pub fn find(name: &str) -> Result<Option<Self>> {
+        let state = State::read(&folder(name))?;
+        Ok(state.map(|state| Self {
+            name: name.to_owned(),
+            state,
+        }))
     }
 
-    /// Runs kubectl to a failure and returns what it said.
+    /// Brings up a cluster, or returns the one that is up already.
     ///
     /// # Errors
-    /// When it succeeds.
-    pub fn kubectl_refused(&self, arguments: &[&str]) -> Result<String> {
-        match self.kubectl(arguments) {
-            Ok(said) => bail!("kubectl {} was accepted: {said}", arguments.join(" ")),
-            Err(error) => Ok(format!("{error:#}")),
+    /// When a part does not come up: then with the end of its log.
+    pub fn up(name: &str, provider: Provider, nodes: usize) -> Result<Self> {
+        ensure!((1..=9).contains(&nodes), "--nodes {nodes}: from 1 to 9");
+        check_name(name)?;
+        if let Some(cluster) = Self::find(name)? {
+            if cluster.is_up() && cluster.state.nodes == nodes && cluster.state.provider == provider {
+                eprintln!("  ✓ cluster {name} is up already");
+                return Ok(cluster);
+            }
+            cluster.down()?;
         }
+        let state = State::new(provider, nodes);
+        state.write(&folder(name))?;
+        let mut cluster = Self {
+            name: name.to_owned(),
+            state,
+        };
+        match provider {
+            Provider::Namespaces => namespaces::up(&mut cluster)?,
+            Provider::Kind => kind::up(&cluster)?,
+        }
+        cluster.wait_for_nodes()?;
+        Ok(cluster)
     }
 
-    /// Runs helm and returns what it prints.
+    /// Ends what `up` started and removes what it made. Logs stay in the cluster's folder.
     ///
     /// # Errors
-    /// When it fails; with what it said.
-    pub fn helm(&self, arguments: &[&str]) -> Result<String> {
-        process::output(self.command(self.programs.join("helm")).args(arguments))
-    }
-
-    /// Applies a manifest.
-    ///
-    /// # Errors
-    /// When it is refused.
-    pub fn apply(&self, manifest: &str) -> Result<()> {
-        let file = state().join("manifest.yaml");
-        std::fs::write(&file, manifest).context("writing the manifest")?;
-        self.kubectl(&["apply", "-f", &file.display().to_string()])
-            .map(|_| ())
-    }
-
-    /// Where the collector's file goes.
-    ///
-    /// # Errors
-    /// When the folder cannot be made.
-    pub fn traces(&self) -> Result<PathBuf> {
-        use std::os::unix::fs::PermissionsExt;
-        let folder = state().join("traces");
-        std::fs::create_dir_all(&folder)?;
-        // The collector runs as a user of its own.
-        std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o777))?;
-        Ok(folder)
-    }
-
-    fn nodes(&self) -> Result<Probe<()>> {
-        let path = "jsonpath={.items[*].status.conditions[?(@.type==\"Ready\")].status}";
-        let ready = self.kubectl(&["get", "nodes", "-o", path])?;
-        let count = ready
-            .split_whitespace()
-            .filter(|status| *status == "True")
-            .count();
-        Ok(if count == NODES {
-            Probe::Ready(())
-        } else {
-            Probe::Waiting(format!("{count} of {NODES} nodes are ready"))
+    /// When something cannot be removed.
+    pub fn down(mut self) -> Result<()> {
+        let title = format!("taking down cluster {}", self.name);
+        step(&title, || {
+            self.end_forwards();
+            match self.state.provider {
+                Provider::Namespaces => namespaces::down(&self)?,
+                Provider::Kind => kind::down(&self)?,
+            }
+            State::remove(&self.folder())
         })
     }
 
-    /// What runs, for people.
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// How it was made.
+    #[must_use]
+    pub fn provider(&self) -> Provider {
+        self.state.provider
+    }
+
+    /// Where its kubeconfig, keys, state and logs lie.
+    #[must_use]
+    pub fn folder(&self) -> PathBuf {
+        folder(&self.name)
+    }
+
+    /// For `kubectl --kubeconfig`; works from this machine's own network.
+    #[must_use]
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.folder().join("kubeconfig")
+    }
+
+    /// Whether everything that was started still runs and the API answers.
+    #[must_use]
+    pub fn is_up(&self) -> bool {
+        self.state.processes.iter().all(Started::is_alive)
+            && self
+                .kubectl(&["get", "--raw", "/readyz", "--request-timeout=5s"])
+                .is_ok()
+    }
+
+    /// Runs kubectl against it and returns what it prints.
     ///
     /// # Errors
-    /// When the API server does not answer.
-    pub fn status(&self) -> Result<String> {
-        Ok(format!(
-            "{}\n{}",
-            self.kubectl(&["get", "nodes", "-o", "wide"])?,
-            self.kubectl(&["get", "pods", "-A", "-o", "wide"])?
-        ))
+    /// When kubectl fails: with what it said.
+    pub fn kubectl(&self, arguments: &[&str]) -> Result<String> {
+        process::output(self.command("kubectl")?.args(arguments))
     }
+
+    /// Runs helm against it and returns what it prints.
+    ///
+    /// # Errors
+    /// When helm fails: with what it said.
+    pub fn helm(&self, arguments: &[&str]) -> Result<String> {
+        process::output(self.command("helm")?.args(arguments))
+    }
+
+    /// `kubectl` or `helm`, told which cluster.
+    ///
+    /// # Errors
+    /// When the programs cannot be built.
+    pub fn command(&self, program: &str) -> Result<Command> {
+        let mut command = Command::new(tools::KUBE.build()?.join(program));
+        command
+            .env("KUBECONFIG", self.kubeconfig())
+            .env("HELM_CACHE_HOME", repository::cache().join("helm"))
+            .env("HELM_CONFIG_HOME", repository::cache().join("helm"))
+            .env("HELM_DATA_HOME", repository::cache().join("helm"))
+            .current_dir(repository::root());
+        Ok(command)
+    }
+
+    /// Puts images on every node.
+    ///
+    /// # Errors
+    /// When an archive is missing or a node refuses it.
+    pub fn load(&self, images: &[Name]) -> Result<()> {
+        for image in images {
+            let archive = image.archive();
+            ensure!(
+                archive.exists(),
+                "{} is missing: run `cargo xtask images`",
+                archive.display()
+            );
+            step(
+                &format!("loading {} on every node", image.reference()),
+                || match self.state.provider {
+                    Provider::Namespaces => namespaces::load(self, &archive),
+                    Provider::Kind => kind::load(self, &archive),
+                },
+            )?;
+        }
+        Ok(())
+    }
+
+    /// A loopback address of this machine, `127.0.0.1:PORT`, behind which the Service is. It stays until `down`.
+    ///
+    /// # Errors
+    /// When there is no such Service.
+    pub fn forward(&mut self, namespace: &str, service: &str, port: u16) -> Result<String> {
+        let key = format!("{namespace}/{service}:{port}");
+        if let Some(forward) = self.state.forwards.get(&key)
+            && forward.processes.iter().all(Started::is_alive)
+        {
+            return Ok(forward.address.clone());
+        }
+        let forward = match self.state.provider {
+            Provider::Namespaces => namespaces::forward(self, namespace, service, port)?,
+            Provider::Kind => kind::forward(self, namespace, service, port)?,
+        };
+        let address = forward.address.clone();
+        self.state.forwards.insert(key, forward);
+        self.state.write(&self.folder())?;
+        Ok(address)
+    }
+
+    fn end_forwards(&mut self) {
+        for forward in std::mem::take(&mut self.state.forwards).into_values() {
+            forward.end();
+        }
+    }
+
+    /// Remembers a process, so that `down` finds it even when what follows fails.
+    fn remember(&mut self, process: Started) -> Result<()> {
+        self.state.processes.push(process);
+        self.state.write(&self.folder())
+    }
+
+    fn wait_for_nodes(&self) -> Result<()> {
+        let title = format!("{} nodes ready", self.state.nodes);
+        wait(&title, PATIENCE, || {
+            for process in &self.state.processes {
+                process.check()?;
+            }
+            let path = "jsonpath={range .items[*]}{.metadata.name}={.status.conditions[?(@.type==\"Ready\")].status} {end}";
+            let seen = self.kubectl(&["get", "nodes", "-o", path]).unwrap_or_default();
+            let ready = seen.split(' ').filter(|node| node.ends_with("=True")).count();
+            Ok(if ready >= self.state.nodes {
+                Probe::Ready(())
+            } else {
+                Probe::Waiting(seen.trim().to_owned())
+            })
+        })
+    }
+
+    /// What `status` shows: the provider, every process, the nodes and the pods.
+    ///
+    /// # Errors
+    /// When the API does not answer.
+    pub fn describe(&self) -> Result<String> {
+        let mut text = format!("cluster {} ({})\n", self.name, self.state.provider);
+        text += &format!("kubeconfig {}\n", self.kubeconfig().display());
+        for process in &self.state.processes {
+            let state = if process.is_alive() { "runs" } else { "ENDED" };
+            text += &format!(
+                "  {:24} {state:6} pid {:7} {}\n",
+                process.name,
+                process.pid,
+                process.log.display()
+            );
+        }
+        for (service, forward) in &self.state.forwards {
+            text += &format!("  {service} is at {}\n", forward.address);
+        }
+        text += &self.kubectl(&["get", "nodes"])?;
+        text += &self.kubectl(&["get", "pods", "--all-namespaces", "-o", "wide"])?;
+        Ok(text)
+    }
+}
+
+fn folder(name: &str) -> PathBuf {
+    repository::cache().join("cluster").join(name)
+}
+
+/// Names become names of network namespaces, cgroups and containers.
+fn check_name(name: &str) -> Result<()> {
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    ensure!(
+        (1..=12).contains(&name.len()) && name.chars().all(plain),
+        "--name {name}: 1 to 12 lower-case letters and digits"
+    );
+    Ok(())
+}
+
+/// A port of the loopback interface that was free just now.
+fn free_port() -> Result<u16> {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").context("asking for a free port")?;
+    Ok(listener.local_addr()?.port())
 }

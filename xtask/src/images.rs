@@ -36,14 +36,8 @@ pub enum Name {
 }
 
 impl Name {
-    /// All of them.
-    pub const ALL: [Self; 5] = [
-        Self::Engine,
-        Self::Operator,
-        Self::Pause,
-        Self::CoreDns,
-        Self::Collector,
-    ];
+    /// What runs in a cluster beside the cluster's own: the project's two, and the collector.
+    pub const OURS: [Self; 3] = [Self::Engine, Self::Operator, Self::Collector];
 
     /// `repository:tag` as manifests name it.
     #[must_use]

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::cluster::{self, Cluster};
-use crate::demo::{SYSTEM, install, quickstart, whole_trace};
+use crate::demo::{self, NODES, SYSTEM, install, quickstart, whole_trace};
 use crate::process;
 use crate::progress::{Probe, step, wait};
 use crate::repository;
@@ -18,19 +18,19 @@ use crate::repository;
 /// # Errors
 /// Names the stop of the journey that failed.
 pub fn run() -> Result<()> {
-    if let Err(missing) = cluster::possible() {
+    if let Err(missing) = cluster::choose(None) {
         if std::env::var_os("CI").is_some() {
             return Err(missing);
         }
         eprintln!("skipped: {missing:#}");
         return Ok(());
     }
-    let outcome = cluster::up().and_then(|cluster| travel(&cluster));
-    step("ending the cluster", cluster::down)?;
-    outcome
+    let outcome = demo::cluster("journey", None).and_then(|mut cluster| travel(&mut cluster));
+    let ended = Cluster::find("journey")?.map_or(Ok(()), Cluster::down);
+    outcome.and(ended)
 }
 
-fn travel(cluster: &Cluster) -> Result<()> {
+fn travel(cluster: &mut Cluster) -> Result<()> {
     install(cluster)?;
     step("invalid examples are refused by the API server", || {
         invalid(cluster)
@@ -39,7 +39,7 @@ fn travel(cluster: &Cluster) -> Result<()> {
     step("kubectl get ds4 shows what people look for", || columns(cluster))?;
     step("the three pods are on three nodes", || spread(cluster))?;
     step("the OpenAI client completes a whole and a streamed chat", || {
-        openai(cluster, &address)
+        openai(&address)
     })?;
     let trace = whole_trace(cluster, 2)?;
     step(
@@ -70,13 +70,21 @@ fn invalid(cluster: &Cluster) -> Result<()> {
     ];
     for (name, field) in fields {
         let file = folder.join(format!("{name}.yaml")).display().to_string();
-        let said = cluster.kubectl_refused(&["apply", "-f", &file])?;
+        let said = refused(cluster, &file)?;
         ensure!(
             said.contains("is invalid") && said.contains(field),
             "{name}: expected a refusal that names {field}, found: {said}"
         );
     }
     Ok(())
+}
+
+/// What the API server says when it refuses a manifest.
+fn refused(cluster: &Cluster, file: &str) -> Result<String> {
+    match cluster.kubectl(&["apply", "-f", file]) {
+        Ok(said) => bail!("{file} was accepted: {said}"),
+        Err(error) => Ok(format!("{error:#}")),
+    }
 }
 
 fn columns(cluster: &Cluster) -> Result<()> {
@@ -107,7 +115,7 @@ fn spread(cluster: &Cluster) -> Result<()> {
     let mut nodes: Vec<&str> = nodes.split_whitespace().collect();
     nodes.sort_unstable();
     nodes.dedup();
-    ensure!(nodes.len() == cluster::NODES, "pods are on {nodes:?}");
+    ensure!(nodes.len() == NODES, "pods are on {nodes:?}");
     Ok(())
 }
 
@@ -127,14 +135,9 @@ fn python() -> Result<PathBuf> {
     Ok(python)
 }
 
-fn openai(cluster: &Cluster, address: &str) -> Result<()> {
+fn openai(address: &str) -> Result<()> {
     let client = repository::root().join("tests/cluster/openai_client.py");
-    let said = process::output(
-        cluster
-            .command(python()?)
-            .arg(client)
-            .args([address, "quickstart"]),
-    )?;
+    let said = process::output(Command::new(python()?).arg(client).args([address, "quickstart"]))?;
     let answer: Value = serde_json::from_str(&said).with_context(|| said.clone())?;
     ensure!(
         answer["decision"] == "disaggregated" && answer["streamed_decision"] == "disaggregated",

@@ -1,26 +1,18 @@
-//! The project's own commands: `cargo xtask test` is what CI runs.
-#![allow(clippy::print_stdout)] // commands print their results
+//! The project's own commands: `cargo xtask --help`.
 
-mod cluster;
 mod crds;
-mod demo;
-mod images;
-mod journey;
-mod process;
-mod processes;
-mod progress;
-mod repository;
-mod steps;
-mod tools;
-mod trace;
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand, ValueEnum};
+use xtask::cluster::{self, Cluster, Provider};
+use xtask::images::{self, Name};
+use xtask::{demo, journey, processes, steps};
 
 /// Commands of the DS4 repository.
 #[derive(Parser)]
-#[command(name = "cargo xtask")]
+#[command(name = "cargo xtask", max_term_width = 110)]
 enum Xtask {
     /// Runs everything that CI runs, in order, and says how long each step took.
     Test {
@@ -31,22 +23,22 @@ enum Xtask {
         #[arg(long)]
         list: bool,
     },
-    /// Shows the main job on a real cluster of this machine: install, apply, ask, and the trace of the answer.
+    /// Shows the main job on this machine: install, apply, ask, and the trace of the answer.
     Demo {
-        /// Where the stages run: pods of a cluster in network namespaces (Linux, root), or processes.
+        /// Where the stages run.
         #[arg(long, value_enum, default_value = "auto")]
-        provider: Provider,
+        provider: Where,
         /// Leaves the cluster running.
         #[arg(long)]
         keep: bool,
     },
-    /// A real three-node Kubernetes in network namespaces of this machine (Linux, root).
-    #[command(subcommand)]
-    Cluster(ClusterCommand),
-    /// Builds all images as archives, without a container builder.
-    Images,
     /// Takes a user's way through a fresh cluster and checks every stop.
     Journey,
+    /// A real Kubernetes of several nodes on this machine.
+    #[command(subcommand)]
+    Cluster(ClusterCommand),
+    /// Builds the images as archives in .cache/images; no builder and no registry is needed.
+    Images,
     /// Writes the CustomResourceDefinition and the chart's copy from the types.
     Crds {
         /// Writes nothing; fails when the files are not what the types give.
@@ -56,69 +48,148 @@ enum Xtask {
 }
 
 /// Where the demo's stages run.
-#[derive(Clone, Copy, clap::ValueEnum)]
-enum Provider {
-    /// A cluster where this machine can run one; otherwise the remedy is printed.
+#[derive(Clone, Copy, ValueEnum)]
+enum Where {
+    /// A cluster of what this machine has.
     Auto,
-    /// A cluster in network namespaces.
+    /// Pods of a cluster of Docker containers.
+    Kind,
+    /// Pods of a cluster of Linux namespaces (root).
     Namespaces,
-    /// Processes.
+    /// Processes, without a cluster.
     Processes,
 }
 
-/// What to do with the cluster.
-#[derive(clap::Subcommand)]
+#[derive(Subcommand)]
 enum ClusterCommand {
-    /// Builds what it needs and starts it, with the project's images on every node.
-    Up,
-    /// Ends it.
-    Down,
-    /// Shows nodes and pods.
-    Status,
+    /// Brings one up, or finds it up already.
+    Up {
+        /// Made with what; chosen by what this machine has.
+        #[arg(long)]
+        provider: Option<Provider>,
+        /// Nodes, from 1 to 9.
+        #[arg(long, default_value_t = 3)]
+        nodes: usize,
+        /// Its name.
+        #[arg(long, default_value = "demo")]
+        name: String,
+    },
+    /// Ends what `up` started and removes what it made.
+    Down {
+        /// Its name.
+        #[arg(long, default_value = "demo")]
+        name: String,
+    },
+    /// Shows its processes, nodes and pods.
+    Status {
+        /// Its name.
+        #[arg(long, default_value = "demo")]
+        name: String,
+    },
+    /// Builds the project's images and puts them on every node.
+    Load {
+        /// Its name.
+        #[arg(long, default_value = "demo")]
+        name: String,
+    },
     /// Runs kubectl in it.
-    #[command(disable_help_flag = true)]
     Kubectl {
+        /// Its name.
+        #[arg(long, default_value = "demo")]
+        name: String,
         /// What kubectl is given.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
-}
-
-fn run_cluster(command: ClusterCommand) -> anyhow::Result<()> {
-    match command {
-        ClusterCommand::Up => cluster::up().map(|_| ()),
-        ClusterCommand::Down => cluster::down(),
-        ClusterCommand::Status => {
-            println!("{}", cluster::running()?.status()?);
-            Ok(())
-        }
-        ClusterCommand::Kubectl { arguments } => {
-            let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-            print!("{}", cluster::running()?.kubectl(&arguments)?);
-            Ok(())
-        }
-    }
+    /// Prints a loopback address behind which a Service of the cluster is; it stays until `down`.
+    Forward {
+        /// Its name.
+        #[arg(long, default_value = "demo")]
+        name: String,
+        /// The Service's namespace.
+        #[arg(long, default_value = "default")]
+        namespace: String,
+        /// The Service.
+        service: String,
+        /// The Service's port.
+        port: u16,
+    },
 }
 
 fn main() -> ExitCode {
-    let outcome = match Xtask::parse() {
-        Xtask::Demo {
-            provider: Provider::Processes,
-            ..
-        } => processes::run(),
-        Xtask::Demo { keep, .. } => demo::run(keep),
-        Xtask::Cluster(command) => run_cluster(command),
-        Xtask::Images => demo::images(),
-        Xtask::Journey => journey::run(),
-        Xtask::Test { list: true, .. } => steps::print(),
-        Xtask::Test { skip, list: false } => steps::run(&skip),
-        Xtask::Crds { check } => crds::run(check),
-    };
-    match outcome {
+    match run(Xtask::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
         }
     }
+}
+
+fn run(command: Xtask) -> Result<()> {
+    match command {
+        Xtask::Test { list: true, .. } => steps::print(),
+        Xtask::Test { skip, list: false } => steps::run(&skip),
+        Xtask::Demo { provider, keep } => match provider {
+            Where::Auto => demo::run(None, keep),
+            Where::Kind => demo::run(Some(Provider::Kind), keep),
+            Where::Namespaces => demo::run(Some(Provider::Namespaces), keep),
+            Where::Processes => processes::run(),
+        },
+        Xtask::Journey => journey::run(),
+        Xtask::Cluster(command) => run_cluster(command),
+        Xtask::Images => {
+            for archive in images::build(&Name::OURS)? {
+                print(&archive.display().to_string())?;
+            }
+            Ok(())
+        }
+        Xtask::Crds { check } => crds::run(check),
+    }
+}
+
+fn run_cluster(command: ClusterCommand) -> Result<()> {
+    match command {
+        ClusterCommand::Up {
+            provider,
+            nodes,
+            name,
+        } => {
+            let provider = cluster::choose(provider)?;
+            eprintln!("cluster {name}: {nodes} nodes, provider {provider}");
+            let cluster = Cluster::up(&name, provider, nodes)?;
+            print(&format!("export KUBECONFIG={}", cluster.kubeconfig().display()))
+        }
+        ClusterCommand::Down { name } => match Cluster::find(&name)? {
+            Some(cluster) => cluster.down(),
+            None => {
+                eprintln!("no cluster {name} is up");
+                Ok(())
+            }
+        },
+        ClusterCommand::Status { name } => print(&find(&name)?.describe()?),
+        ClusterCommand::Load { name } => {
+            images::build(&Name::OURS)?;
+            find(&name)?.load(&Name::OURS)
+        }
+        ClusterCommand::Kubectl { name, arguments } => {
+            let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
+            print(&find(&name)?.kubectl(&arguments)?)
+        }
+        ClusterCommand::Forward {
+            name,
+            namespace,
+            service,
+            port,
+        } => print(&find(&name)?.forward(&namespace, &service, port)?),
+    }
+}
+
+fn find(name: &str) -> Result<Cluster> {
+    Cluster::find(name)?
+        .with_context(|| format!("no cluster {name} is up: `cargo xtask cluster up --name {name}`"))
+}
+
+fn print(text: &str) -> Result<()> {
+    xtask::ask::print(text.trim_end())
 }

@@ -53,7 +53,10 @@ const STEPS: &[Step] = &[
 ];
 
 /// Prints the steps.
-pub(crate) fn print() -> Result<()> {
+///
+/// # Errors
+/// When standard output is closed.
+pub fn print() -> Result<()> {
     let mut out = std::io::stdout().lock();
     for step in STEPS {
         writeln!(out, "{:8} cargo {}", step.name, step.arguments.join(" "))?;
@@ -62,7 +65,10 @@ pub(crate) fn print() -> Result<()> {
 }
 
 /// Runs all steps but those of `skip`; the first failure ends the run.
-pub(crate) fn run(skip: &[String]) -> Result<()> {
+///
+/// # Errors
+/// With the name of the step that failed.
+pub fn run(skip: &[String]) -> Result<()> {
     if let Some(unknown) = skip
         .iter()
         .find(|name| STEPS.iter().all(|step| step.name != name.as_str()))

@@ -50,6 +50,14 @@ pub const COLLECTOR: Module = Module {
     cold: "about 1 minute on two cores",
 };
 
+/// kind, for machines with Docker.
+pub const KIND: Module = Module {
+    folder: "kind",
+    packages: &["sigs.k8s.io/kind"],
+    links: &[],
+    cold: "about 1 minute on two cores",
+};
+
 impl Module {
     /// Where its programs lie once built. The folder's name holds a hash of everything that decides them.
     ///

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::path::Path;
 
 use anyhow::{Context, Result};
 use serde_json::Value;
+
+use crate::progress::Probe;
 
 /// One span.
 #[derive(Clone, Debug)]
@@ -75,14 +76,11 @@ fn spans(line: &str) -> Result<Vec<Span>> {
     Ok(spans)
 }
 
-/// The newest trace with a KV handoff in the collector's file; `None` while there is none.
+/// The newest trace with a KV handoff in what the collector wrote; `None` while there is none.
 ///
 /// # Errors
-/// When the file cannot be read.
-pub fn newest(file: &Path) -> Result<Option<Trace>> {
-    let Ok(text) = std::fs::read_to_string(file) else {
-        return Ok(None);
-    };
+/// When a line is not what a collector writes.
+pub fn newest(text: &str) -> Result<Option<Trace>> {
     let mut all = Vec::new();
     // The last line may still be being written.
     for line in text.lines().filter(|line| line.ends_with('}')) {
@@ -98,6 +96,22 @@ pub fn newest(file: &Path) -> Result<Option<Trace>> {
         spans.sort_by_key(|span| (span.start, span.end));
         Trace(spans)
     }))
+}
+
+/// A trace with its one root and the spans of all `stages`, or what is still missing.
+///
+/// # Errors
+/// When a line is not what a collector writes.
+pub fn whole(text: &str, stages: usize) -> Result<Probe<Trace>> {
+    let Some(trace) = newest(text)? else {
+        return Ok(Probe::Waiting(String::new()));
+    };
+    let (found, roots) = (trace.named("ds4.stage").count(), trace.roots().count());
+    Ok(if found == stages && roots == 1 {
+        Probe::Ready(trace)
+    } else {
+        Probe::Waiting(format!("{found} of {stages} stages, {roots} roots"))
+    })
 }
 
 impl Trace {

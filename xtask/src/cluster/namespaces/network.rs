@@ -1,0 +1,106 @@
+//! Network namespaces: one for the control plane with a bridge, one for each node, and the routes between pods.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::Result;
+
+use super::addresses;
+use crate::process;
+
+/// Name of the control plane's network namespace.
+pub(super) fn control_plane(cluster: &str) -> String {
+    format!("ds4-{cluster}")
+}
+
+/// Name of a node's network namespace.
+pub(super) fn node(cluster: &str, number: usize) -> String {
+    format!("ds4-{cluster}-node{number}")
+}
+
+pub(super) fn up(cluster: &str, nodes: usize) -> Result<()> {
+    let center = control_plane(cluster);
+    ip(&format!("netns add {center}"))?;
+    inside(&center, "link set lo up")?;
+    inside(&center, "link add br0 type bridge")?;
+    inside(
+        &center,
+        &format!("addr add {}/24 dev br0", addresses::CONTROL_PLANE),
+    )?;
+    inside(&center, "link set br0 up")?;
+    forwards_packets(&center)?;
+    for number in 1..=nodes {
+        plug_in(cluster, number)?;
+    }
+    for number in 1..=nodes {
+        route_pods(cluster, number, nodes)?;
+    }
+    // The control plane reaches Services as pods do: through a node's kube-proxy.
+    inside(
+        &center,
+        &format!("route add {} via {}", addresses::SERVICES, addresses::node(1)),
+    )
+}
+
+pub(super) fn down(cluster: &str, nodes: usize) -> Result<()> {
+    let mut names = vec![control_plane(cluster)];
+    names.extend((1..=nodes).map(|number| node(cluster, number)));
+    for name in names {
+        if Path::new("/run/netns").join(&name).exists() {
+            ip(&format!("netns delete {name}"))?;
+        }
+    }
+    Ok(())
+}
+
+fn plug_in(cluster: &str, number: usize) -> Result<()> {
+    let (center, name) = (control_plane(cluster), node(cluster, number));
+    ip(&format!("netns add {name}"))?;
+    inside(&name, "link set lo up")?;
+    inside(
+        &center,
+        &format!("link add node{number} type veth peer name eth0 netns {name}"),
+    )?;
+    inside(&center, &format!("link set node{number} master br0 up"))?;
+    inside(
+        &name,
+        &format!("addr add {}/24 dev eth0", addresses::node(number)),
+    )?;
+    inside(&name, "link set eth0 up")?;
+    inside(
+        &name,
+        &format!("route add default via {}", addresses::CONTROL_PLANE),
+    )?;
+    forwards_packets(&name)
+}
+
+/// Every other namespace sends a node's pods' packets to that node.
+fn route_pods(cluster: &str, number: usize, nodes: usize) -> Result<()> {
+    let route = format!(
+        "route add {} via {}",
+        addresses::pods(number),
+        addresses::node(number)
+    );
+    inside(&control_plane(cluster), &route)?;
+    for other in (1..=nodes).filter(|other| *other != number) {
+        inside(&node(cluster, other), &route)?;
+    }
+    Ok(())
+}
+
+fn forwards_packets(name: &str) -> Result<()> {
+    process::output(
+        Command::new("nsenter")
+            .arg(format!("--net=/run/netns/{name}"))
+            .args(["sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward"]),
+    )
+    .map(drop)
+}
+
+fn inside(name: &str, arguments: &str) -> Result<()> {
+    ip(&format!("-netns {name} {arguments}"))
+}
+
+fn ip(arguments: &str) -> Result<()> {
+    process::output(Command::new("ip").args(arguments.split(' '))).map(drop)
+}

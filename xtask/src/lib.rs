@@ -1,0 +1,14 @@
+//! The project's own commands, as a library.
+
+pub mod ask;
+pub mod cluster;
+pub mod demo;
+pub mod images;
+pub mod journey;
+pub mod process;
+pub mod processes;
+pub mod progress;
+pub mod repository;
+pub mod steps;
+pub mod tools;
+pub mod trace;
