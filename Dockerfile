@@ -6,10 +6,12 @@ WORKDIR /src
 COPY . .
 RUN cargo build --release --locked -p ds4-cli -p ds4-operator
 
-FROM gcr.io/distroless/cc-debian12:nonroot AS ds4-operator
+FROM debian:bookworm-slim AS ds4-operator
+USER 65532:65532
 COPY --from=build /src/target/release/ds4-operator /usr/bin/ds4-operator
 ENTRYPOINT ["/usr/bin/ds4-operator"]
 
-FROM gcr.io/distroless/cc-debian12:nonroot AS ds4
+FROM debian:bookworm-slim AS ds4
+USER 65532:65532
 COPY --from=build /src/target/release/ds4 /usr/bin/ds4
 ENTRYPOINT ["/usr/bin/ds4"]
