@@ -24,9 +24,8 @@ pub fn attend<B: Backend + ?Sized>(
     }
     out.fill(0.0);
     for (row, weight) in rows.iter().zip(&scores) {
-        backend.axpy(*weight, row, out);
+        backend.axpy(*weight / sum, row, out);
     }
-    out.iter_mut().for_each(|x| *x /= sum);
 }
 
 #[cfg(test)]
