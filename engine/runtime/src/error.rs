@@ -18,6 +18,14 @@ pub enum RouteError {
         /// What the transport says.
         reason: String,
     },
+    /// The process that was described is gone; another answers in its place.
+    #[error("stage {endpoint}: restarted: {reason}")]
+    Restarted {
+        /// Which stage.
+        endpoint: String,
+        /// The two incarnations.
+        reason: String,
+    },
     /// A stage is another model, build or layout.
     #[error("stage {endpoint}: {source}")]
     Incompatible {
@@ -89,6 +97,7 @@ impl RouteError {
     pub const fn label(&self) -> &'static str {
         match self {
             Self::Unreachable { .. } => "unreachable",
+            Self::Restarted { .. } => "restarted",
             Self::Incompatible { .. } => "incompatible",
             Self::Layers { .. } => "layers",
             Self::Refused { .. } => "refused",

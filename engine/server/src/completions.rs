@@ -212,13 +212,15 @@ impl Streamed {
     ) -> Result<Response, ApiError> {
         let (decided, decision) = tokio::sync::oneshot::channel();
         let (parts, mut receiver) = tokio::sync::mpsc::channel::<Value>(16);
-        let span = self.span.clone();
+        // The request's own span lasts until the last part, not until the headers.
+        let (span, request) = (self.span.clone(), Span::current());
         tokio::spawn(
             async move {
                 self.run(generation, stops, reasoning, prompt_tokens, decided, parts)
                     .await
             }
-            .instrument(span),
+            .instrument(span)
+            .instrument(request),
         );
         let lost = || ApiError::body("the answer ended before it began");
         let decision = decision.await.map_err(|_| lost())??;

@@ -45,6 +45,9 @@ pub enum RouteState {
     },
 }
 
+/// How long a stage may take to say that it is there, once something failed.
+const PROBE: Duration = Duration::from_secs(1);
+
 /// One stage that answered.
 #[derive(Clone, Debug)]
 pub(crate) struct Hop {
@@ -99,6 +102,17 @@ impl Route {
         Ok(Self { hops, options })
     }
 
+    /// Why an attempt failed with `error`. When a stage dies its neighbours complain first, so every stage is asked whether it is still the
+    /// process that was described; the first that is not is the cause. Takes at most a second.
+    pub(crate) async fn cause(&self, error: RouteError) -> RouteError {
+        if !matches!(error, RouteError::Refused { .. } | RouteError::Silent { .. }) {
+            return error;
+        }
+        let probes = self.hops.iter().map(|hop| probe(hop, &error));
+        let found = futures::future::join_all(probes).await;
+        found.into_iter().flatten().next().unwrap_or(error)
+    }
+
     /// The stages' addresses, in order.
     pub fn endpoints(&self) -> impl Iterator<Item = &str> {
         self.hops.iter().map(|hop| hop.endpoint.as_str())
@@ -147,6 +161,30 @@ async fn describe(endpoint: &str, timeout: Duration) -> Result<Hop, RouteError> 
         client,
         description,
     })
+}
+
+/// What is wrong with a stage that was there before; `None` when nothing is. `noticed` is how it came to light.
+async fn probe(hop: &Hop, noticed: &RouteError) -> Option<RouteError> {
+    let endpoint = hop.endpoint.clone();
+    match describe(&hop.endpoint, PROBE).await {
+        Ok(now) if now.description.incarnation == hop.description.incarnation => None,
+        Ok(now) => Some(RouteError::Restarted {
+            endpoint,
+            reason: format!(
+                "incarnation: expected {}, found {}; noticed as: {noticed}",
+                hop.description.incarnation, now.description.incarnation
+            ),
+        }),
+        Err(RouteError::Unreachable { reason, .. }) => Some(RouteError::Unreachable {
+            endpoint,
+            reason: format!("{reason}; noticed as: {noticed}"),
+        }),
+        Err(RouteError::Silent { .. }) => Some(RouteError::Unreachable {
+            endpoint,
+            reason: format!("no sign of life within {PROBE:?}; noticed as: {noticed}"),
+        }),
+        Err(other) => Some(other),
+    }
 }
 
 /// Every layer before `own` exactly once, in order.

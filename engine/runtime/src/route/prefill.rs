@@ -8,7 +8,7 @@ use ds4_model::{CompleteKv, Hidden, Kv, KvStaging, ModelSlice, TokenHash};
 use ds4_proto::v1::{OpenRequest, SessionRequest};
 use ds4_telemetry::propagation;
 use tokio::task::JoinSet;
-use tonic::{Request, Streaming};
+use tonic::{Code, Request, Streaming};
 use tracing::{Instrument, Span};
 use uuid::Uuid;
 
@@ -175,9 +175,13 @@ impl Attempt<'_> {
         let answer = tokio::time::timeout(options.timeout, hop.client.open(request))
             .await
             .map_err(|_| silent)?;
-        answer
-            .map(|_| ())
-            .map_err(|status| refused(&hop.endpoint, &status))
+        answer.map(|_| ()).map_err(|status| match status.code() {
+            Code::Aborted => RouteError::Restarted {
+                endpoint: hop.endpoint.clone(),
+                reason: status.message().to_owned(),
+            },
+            _ => refused(&hop.endpoint, &status),
+        })
     }
 
     /// One task per stage, so that no stage's KV waits for another's.

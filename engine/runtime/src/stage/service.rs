@@ -57,8 +57,14 @@ impl Service {
     fn check(&self, request: &OpenRequest) -> Result<(), Status> {
         let ours = self.identity.description();
         let most = self.options.max_tokens;
+        if ours.incarnation != request.incarnation {
+            // ABORTED tells the caller to describe the stage again and retry; nothing else here does.
+            return Err(Status::aborted(format!(
+                "incarnation: expected {}, found {}",
+                ours.incarnation, request.incarnation
+            )));
+        }
         let fields = [
-            ("incarnation", &ours.incarnation, &request.incarnation),
             ("fingerprint", &ours.fingerprint, &request.fingerprint),
             ("kv layout", &ours.kv_layout, &request.kv_layout),
         ];

@@ -1,0 +1,62 @@
+//! Whether the route stands: asked at start, at intervals, and after every failure.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::Engine;
+use crate::RouteError;
+use crate::route::{Route, RouteOptions, RouteState};
+
+/// How often the route is asked again, at first and at most.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+/// Asks the stages until they answer, and again at intervals and after failures.
+pub(super) async fn watch_route(engine: std::sync::Weak<Engine>) {
+    let mut wait = BACKOFF.0;
+    loop {
+        let Some(engine) = engine.upgrade() else { return };
+        if engine.stop.is_cancelled() {
+            return;
+        }
+        wait = if engine.connect().await.is_ok() {
+            BACKOFF.1
+        } else {
+            (wait * 2).min(BACKOFF.1)
+        };
+        tokio::select! {
+            () = engine.recheck.notified() => {}
+            () = engine.stop.cancelled() => {}
+            () = tokio::time::sleep(wait) => {}
+        }
+    }
+}
+
+impl Engine {
+    /// Asks every stage now, and takes note of what they said.
+    pub(super) async fn connect(&self) -> Result<Route, RouteError> {
+        let options = RouteOptions {
+            chunk_tokens: self.options.prefill_chunk,
+            window: self.options.window,
+            timeout: self.options.handoff_timeout,
+            max_tokens: self.options.max_tokens,
+        };
+        let found = Route::connect(&self.stages, self.slice.info(), self.own, options).await;
+        let next = match &found {
+            Ok(route) => {
+                self.was_complete.store(true, Ordering::Relaxed);
+                (RouteState::Complete, Some(route.clone()))
+            }
+            Err(error) => (
+                RouteState::Incomplete {
+                    reason: error.to_string(),
+                },
+                None,
+            ),
+        };
+        if self.route.borrow().0 != next.0 {
+            tracing::info!(state = ?next.0, "route");
+        }
+        self.route.send_replace(next);
+        found
+    }
+}
