@@ -6,7 +6,7 @@ use ds4_runtime::StageOptions;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
-use crate::support::{Served, stage, stage_at};
+use crate::support::{Change, Served, stage, stage_at};
 
 async fn client(stage: &Served) -> StageClient<Channel> {
     StageClient::connect(format!("http://{}", stage.endpoint))
@@ -101,7 +101,7 @@ async fn terms_that_do_not_fit_are_refused_by_name() {
     let stage = stage_at("127.0.0.1:0", 0, 1, limits);
     let mut client = client(&stage).await;
     let good = terms(&mut client, "s", 1).await;
-    let cases: [(&str, Code, fn(&mut OpenRequest)); 8] = [
+    let cases: [(&str, Code, Change<OpenRequest>); 8] = [
         ("incarnation: expected", Code::Aborted, |r| {
             r.incarnation = "gone".into()
         }),
@@ -162,7 +162,7 @@ async fn a_chunk_that_does_not_continue_the_session_is_refused() {
         hash_before: ds4_model::TokenHash::default().value(),
         last: true,
     };
-    let cases: [(&str, fn(&mut TokenChunk)); 5] = [
+    let cases: [(&str, Change<TokenChunk>); 5] = [
         ("frontier: expected 0, found 4", |c| c.start = 4),
         ("token hash: expected", |c| c.hash_before ^= 1),
         ("tokens in a chunk: expected 1 to 8, found 9", |c| {

@@ -22,6 +22,9 @@ pub const LAYERS: usize = 3;
 /// Tokens decoded after each prompt.
 pub const DECODED: u32 = 16;
 
+/// What a test does to one message.
+pub type Change<T> = fn(&mut T);
+
 fn model() -> &'static PathBuf {
     static MODEL: OnceLock<PathBuf> = OnceLock::new();
     MODEL.get_or_init(|| {

@@ -4,12 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use ds4_proto::v1::{Commit, Description, HandoffFrame, KvFrame, KvKind, handoff_frame::Frame};
+use ds4_proto::v1::{
+    ActivationFrame, Commit, Description, HandoffFrame, KvFrame, KvKind, handoff_frame::Frame,
+};
 use ds4_runtime::EngineError;
 use sha2::{Digest, Sha256};
 
 use crate::meddle::{Changes, OnHandoff, Passed, meddle};
-use crate::support::{alone, ask, engine, prompt, stage, strict, unconnected};
+use crate::support::{Change, alone, ask, engine, prompt, stage, strict, unconnected};
 
 /// The answer when the last stage's handoff passes through `change`.
 async fn through(change: impl Fn() -> OnHandoff + Send + Sync + 'static) -> Result<Vec<u32>, EngineError> {
@@ -123,7 +125,7 @@ async fn another_valid_row_changes_the_tokens() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_commit_that_does_not_match_names_the_field() {
-    let cases: [(&str, fn(&mut Commit)); 7] = [
+    let cases: [(&str, Change<Commit>); 7] = [
         ("frontier: expected 100, found 101", |c| c.frontier += 1),
         ("token hash: expected ", |c| c.token_hash ^= 1),
         ("epoch: expected ", |c| c.epoch += 1),
@@ -187,7 +189,7 @@ async fn missing_doubled_and_foreign_frames_are_refused() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn activations_are_checked_too() {
-    let cases: [(&str, fn(&mut ds4_proto::v1::ActivationFrame)); 4] = [
+    let cases: [(&str, Change<ActivationFrame>); 4] = [
         ("activation crc32c: expected ", |f| f.crc32c ^= 1),
         ("bytes of a chunk's activations: expected ", |f| f.total += 4),
         ("token hash: expected ", |f| f.hash_before ^= 1),
@@ -208,7 +210,7 @@ async fn activations_are_checked_too() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stage_of_another_model_or_build_never_joins() {
-    let cases: [(&str, fn(&mut Description)); 7] = [
+    let cases: [(&str, Change<Description>); 7] = [
         ("protocol: expected 1 (ours), found 2 (theirs)", |d| {
             d.protocol += 1
         }),
