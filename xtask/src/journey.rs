@@ -31,6 +31,9 @@ pub fn run() -> Result<()> {
 }
 
 fn travel(cluster: &mut Cluster) -> Result<()> {
+    step("helm lint", || {
+        cluster.helm(&["lint", "charts/ds4", "--strict"]).map(drop)
+    })?;
     install(cluster)?;
     step("invalid examples are refused by the API server", || {
         invalid(cluster)
@@ -51,12 +54,17 @@ fn travel(cluster: &mut Cluster) -> Result<()> {
             .helm(&["test", "ds4", "-n", SYSTEM, "--timeout", "120s"])
             .map(|_| ())
     })?;
+    step("deleting the deployment leaves nothing behind", || {
+        delete(cluster)
+    })?;
+    quickstart(cluster)?;
     step("helm uninstall leaves users' resources and says so", || {
         uninstall(cluster)
     })?;
-    step("deleting the deployment leaves nothing behind", || {
-        delete(cluster)
-    })
+    step(
+        "deleting it without the operator leaves nothing behind either",
+        || delete(cluster),
+    )
 }
 
 fn invalid(cluster: &Cluster) -> Result<()> {
@@ -163,6 +171,12 @@ fn connected(trace: &crate::trace::Trace) -> Result<()> {
     );
     let root = trace.roots().next().context("a root")?;
     ensure!(root.name == "POST /v1/chat/completions", "root: {}", root.name);
+    // The streamed request lasts until its last part; the task that computed it may end a moment later.
+    let late = trace
+        .0
+        .iter()
+        .find(|span| span.outlived(root) > Duration::from_millis(50));
+    ensure!(late.is_none(), "a span outlives its request: {late:?}");
     let mut handoffs = 0;
     for span in trace.named("ds4.kv.handoff") {
         handoffs += 1;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde_json::Value;
@@ -24,6 +25,12 @@ pub struct Span {
 }
 
 impl Span {
+    /// How long after the end of `other` it ended.
+    #[must_use]
+    pub const fn outlived(&self, other: &Self) -> Duration {
+        Duration::from_nanos(self.end.saturating_sub(other.end))
+    }
+
     /// An attribute as text.
     #[must_use]
     pub fn attribute(&self, key: &str) -> Option<&str> {
