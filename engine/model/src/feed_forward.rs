@@ -1,11 +1,11 @@
 //! The mixture of experts.
 
-use ds4_kernels::Backend;
-use ds4_kernels::ops::experts::{Routing, probabilities, swiglu};
+use ds4_kernels::ops::experts::{Routing, probabilities};
+use ds4_kernels::{Backend, Choice, Experts};
 
 use crate::graph::Graph;
 use crate::layer::{Expert, FeedForward, Router};
-use crate::matrix::multiply;
+use crate::matrix::Input;
 
 /// Tokens whose expert outputs are held at once: bounds memory at `tokens * n_used * n_embd` values. Tokens do not see each other, so any
 /// number gives the same bits.
@@ -28,41 +28,44 @@ impl<B: Backend> Graph<B> {
     }
 
     fn experts(&self, layer: usize, weights: &FeedForward, tokens: &[u32], x: &[f32]) -> Vec<f32> {
-        let (n_embd, clamp) = (self.config().n_embd, self.config().clamp[layer]);
-        let routings = self.route(weights, tokens, x);
-        let used = self.config().n_used;
-        let mut parts = vec![0.0; tokens.len() * used * n_embd];
-        for expert in 0..self.config().n_expert {
-            let chosen: Vec<(usize, usize, f32)> = slots_of(&routings, expert).collect();
-            if chosen.is_empty() {
-                continue;
-            }
-            let inputs: Vec<f32> = chosen
-                .iter()
-                .flat_map(|(token, ..)| &x[token * n_embd..(token + 1) * n_embd])
-                .copied()
-                .collect();
-            let share: Vec<f32> = chosen.iter().map(|(.., weight)| *weight).collect();
-            let out = self.expert(&weights.routed, expert, &inputs, &share, clamp);
-            for ((token, slot, _), row) in chosen.iter().zip(out.chunks_exact(n_embd)) {
-                let at = (token * used + slot) * n_embd;
-                parts[at..at + n_embd].copy_from_slice(row);
-            }
-        }
-        let mut sum = self.expert(&weights.shared, 0, x, &vec![1.0; tokens.len()], clamp);
-        for (sum, parts) in sum
-            .chunks_exact_mut(n_embd)
-            .zip(parts.chunks_exact(used * n_embd))
-        {
-            combine(sum, parts);
-        }
+        let (n_embd, used) = (self.config().n_embd, self.config().n_used);
+        let input = Input::new(self.backend(), self.numerics(), x, n_embd);
+        let choices = self.route(weights, tokens, &input);
+        let parts = self.chosen(layer, &weights.routed, &choices, &input);
+        let everyone = Choice {
+            expert: 0,
+            weight: 1.0,
+        };
+        let mut sum = self.chosen(layer, &weights.shared, &vec![everyone; tokens.len()], &input);
+        self.backend().each_row(&mut sum, n_embd, &|token, sum| {
+            let width = used * n_embd;
+            combine(sum, &parts[token * width..(token + 1) * width]);
+        });
         sum
     }
 
-    fn route(&self, weights: &FeedForward, tokens: &[u32], x: &[f32]) -> Vec<Routing> {
+    /// `[choices][n_embd]`.
+    fn chosen(&self, layer: usize, weights: &Expert, choices: &[Choice], input: &Input<'_, B>) -> Vec<f32> {
+        let (gate, up, down) = (&weights.gate, &weights.up, &weights.down);
+        let experts = Experts {
+            gate: gate.stack(self.weights()),
+            up: up.stack(self.weights()),
+            down: down.stack(self.weights()),
+            count: gate.count(),
+            clamp: self.config().clamp[layer],
+            form: self.numerics().form(down.format()),
+        };
+        let mut out = vec![0.0; choices.len() * self.config().n_embd];
+        let x = input.for_weights(gate.format());
+        self.backend().experts(&experts, choices, x, &mut out);
+        out
+    }
+
+    /// `[tokens][n_used]`, experts of a token ascending.
+    fn route(&self, weights: &FeedForward, tokens: &[u32], input: &Input<'_, B>) -> Vec<Choice> {
         let config = self.config();
         let (used, scale) = (config.n_used, config.expert_scale);
-        let mut all = self.project(&weights.gate, x);
+        let mut all = input.times(&weights.gate.stack(self.weights()));
         probabilities(&mut all);
         let route = |(token, p): (&u32, &[f32])| match &weights.router {
             Router::Scored(bias) => Routing::scored(p, bias.as_deref(), used, scale),
@@ -71,40 +74,14 @@ impl<B: Backend> Graph<B> {
                 Routing::chosen(table[at..at + used].to_vec(), p, scale)
             }
         };
+        let choice = |(expert, weight)| Choice { expert, weight };
         tokens
             .iter()
             .zip(all.chunks_exact(config.n_expert))
-            .map(route)
+            .flat_map(|token| route(token).slots)
+            .map(choice)
             .collect()
     }
-
-    /// One expert over its tokens; the weight enters before the last product.
-    fn expert(&self, weights: &Expert, number: usize, x: &[f32], share: &[f32], clamp: f32) -> Vec<f32> {
-        let run = |weight: &crate::matrix::Weight, x: &[f32]| {
-            multiply(
-                self.backend(),
-                self.numerics(),
-                &weight.expert(self.weights(), number),
-                x,
-            )
-        };
-        let (mut gate, up) = (run(&weights.gate, x), run(&weights.up, x));
-        let n_ff = self.config().n_ff;
-        for ((gate, up), weight) in gate.chunks_exact_mut(n_ff).zip(up.chunks_exact(n_ff)).zip(share) {
-            swiglu(gate, up, clamp, *weight);
-        }
-        run(&weights.down, &gate)
-    }
-}
-
-/// `(token, slot, weight)` of every token that chose `expert`.
-fn slots_of(routings: &[Routing], expert: usize) -> impl Iterator<Item = (usize, usize, f32)> + '_ {
-    routings.iter().enumerate().flat_map(move |(token, routing)| {
-        let slots = routing.slots.iter().enumerate();
-        slots
-            .filter(move |(_, (chosen, _))| *chosen == expert)
-            .map(move |(slot, (_, weight))| (token, slot, *weight))
-    })
 }
 
 /// The routed experts ascending, then the shared one.

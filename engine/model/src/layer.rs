@@ -1,6 +1,7 @@
 //! The weights of one layer, found and checked at load.
 
 use ds4_gguf::{ModelConfig, Weights};
+use ds4_kernels::Form;
 
 use crate::ModelError;
 use crate::matrix::{Weight, vector};
@@ -87,12 +88,18 @@ pub(crate) struct Expert {
 
 impl Expert {
     fn load(weights: &Weights, layer: usize, suffix: &str) -> Result<Self, ModelError> {
-        let weight = |part: &str| Weight::load(weights, &format!("blk.{layer}.ffn_{part}_{suffix}.weight"));
-        Ok(Self {
-            gate: weight("gate")?,
-            up: weight("up")?,
-            down: weight("down")?,
-        })
+        let name = |part: &str| format!("blk.{layer}.ffn_{part}_{suffix}.weight");
+        let weight = |part: &str| Weight::load(weights, &name(part));
+        let (gate, up, down) = (weight("gate")?, weight("up")?, weight("down")?);
+        // Both are multiplied with the same activations.
+        if Form::of(gate.format()) != Form::of(up.format()) {
+            return Err(ModelError::Value {
+                name: name("up"),
+                expected: format!("a format with the activations of {}, as gate has", gate.format()),
+                found: up.format().to_string(),
+            });
+        }
+        Ok(Self { gate, up, down })
     }
 }
 

@@ -1,5 +1,7 @@
 //! Weights by name: where they lie in the mapped file, checked once at load.
 
+use std::cell::OnceCell;
+
 use ds4_gguf::Weights;
 use ds4_kernels::{Activations, Backend, Format, Matrix, dequantize_row};
 
@@ -12,6 +14,7 @@ pub(crate) struct Weight {
     format: Format,
     rows: usize,
     cols: usize,
+    count: usize,
 }
 
 #[allow(clippy::cast_possible_truncation)] // the config bounds every dimension
@@ -34,11 +37,16 @@ impl Weight {
             format,
             rows,
             cols,
+            count,
         })
     }
 
     pub(crate) const fn rows(&self) -> usize {
         self.rows
+    }
+
+    pub(crate) const fn format(&self) -> Format {
+        self.format
     }
 
     pub(crate) const fn cols(&self) -> usize {
@@ -55,9 +63,14 @@ impl Weight {
         }
     }
 
-    /// Matrix `i` of an expert tensor.
-    pub(crate) fn expert<'a>(&self, weights: &'a Weights, i: usize) -> Matrix<'a> {
-        self.part(weights, i * self.rows, self.rows)
+    /// All matrices of an expert tensor, stacked.
+    pub(crate) fn stack<'a>(&self, weights: &'a Weights) -> Matrix<'a> {
+        self.part(weights, 0, self.rows * self.count)
+    }
+
+    /// Matrices in the tensor.
+    pub(crate) const fn count(&self) -> usize {
+        self.count
     }
 
     /// The values of one row.
@@ -76,6 +89,43 @@ pub(crate) fn vector(weights: &Weights, name: &str) -> Result<Vec<f32>, ModelErr
     Ok(values)
 }
 
+/// An input that several matrices share; each form that they ask for is made once.
+#[derive(Debug)]
+pub(crate) struct Input<'a, B> {
+    backend: &'a B,
+    numerics: Numerics,
+    values: &'a [f32],
+    cols: usize,
+    forms: [OnceCell<Activations<'a>>; 3],
+}
+
+impl<'a, B: Backend> Input<'a, B> {
+    /// `values` are `[tokens][cols]`.
+    pub(crate) fn new(backend: &'a B, numerics: Numerics, values: &'a [f32], cols: usize) -> Self {
+        Self {
+            backend,
+            numerics,
+            values,
+            cols,
+            forms: [const { OnceCell::new() }; 3],
+        }
+    }
+
+    /// The activations that weights of `format` take.
+    pub(crate) fn for_weights(&self, format: Format) -> &Activations<'a> {
+        let form = self.numerics.form(format);
+        self.forms[form as usize].get_or_init(|| self.backend.activations(self.values, self.cols, form))
+    }
+
+    /// `[tokens][rows]`.
+    pub(crate) fn times(&self, matrix: &Matrix<'_>) -> Vec<f32> {
+        let mut y = vec![0.0; self.values.len() / self.cols * matrix.rows()];
+        self.backend
+            .matmul(matrix, self.for_weights(matrix.format()), &mut y);
+        y
+    }
+}
+
 /// `x` times `matrix`, with activations in the form that numerics and format ask for. `x` is `[tokens][cols]`.
 pub(crate) fn multiply<B: Backend>(
     backend: &B,
@@ -83,13 +133,5 @@ pub(crate) fn multiply<B: Backend>(
     matrix: &Matrix<'_>,
     x: &[f32],
 ) -> Vec<f32> {
-    let cols = matrix.cols();
-    let activations = match (numerics, matrix.format().block_len()) {
-        (Numerics::Reference, _) | (_, 1) => Activations::f32(x, cols),
-        (Numerics::Canonical, 32) => Activations::q8(x, cols),
-        (Numerics::Canonical, _) => Activations::q8_k(x, cols),
-    };
-    let mut y = vec![0.0; x.len() / cols * matrix.rows()];
-    backend.matmul(matrix, &activations, &mut y);
-    y
+    Input::new(backend, numerics, x, matrix.cols()).times(matrix)
 }

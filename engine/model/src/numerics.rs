@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use ds4_kernels::{Form, Format};
+
 /// How numbers are rounded on the way through the graph.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Numerics {
@@ -11,6 +13,16 @@ pub enum Numerics {
     Canonical,
     /// `f32` activations and KV rows: proves the graph against other engines.
     Reference,
+}
+
+impl Numerics {
+    /// The form of activations against weights of `format`.
+    pub(crate) const fn form(self, format: Format) -> Form {
+        match self {
+            Self::Canonical => Form::of(format),
+            Self::Reference => Form::F32,
+        }
+    }
 }
 
 impl fmt::Display for Numerics {

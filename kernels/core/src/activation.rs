@@ -1,19 +1,47 @@
 //! What a matrix is multiplied with: one row of activations per token, as `f32` or as 8-bit blocks.
 
+use std::borrow::Cow;
+
+use crate::Format;
+use crate::block::GROUP;
+
 /// Values per activation block against `Q8_0` weights.
 pub const Q8_BLOCK: usize = 32;
 /// Values per activation block against the 256-value formats.
 pub const Q8K_BLOCK: usize = 256;
 
+/// The form in which activations enter a product.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Form {
+    /// As they are.
+    F32,
+    /// Signed bytes, one scale per [`Q8_BLOCK`] values.
+    Q8,
+    /// Signed bytes, one scale per [`Q8K_BLOCK`] values.
+    Q8K,
+}
+
+impl Form {
+    /// What is served with weights of `format`: bytes for quantised weights, in blocks of the weights' own length.
+    #[must_use]
+    pub const fn of(format: Format) -> Self {
+        match format.block_len() {
+            1 => Self::F32,
+            Q8_BLOCK => Self::Q8,
+            _ => Self::Q8K,
+        }
+    }
+}
+
 /// Activations of some tokens, `[tokens][cols]`, in the form that a weight format takes.
 #[derive(Clone, Debug)]
-pub enum Activations {
+pub enum Activations<'a> {
     /// As they are: for `F32` and `F16` weights, and for every weight in reference numerics.
     F32 {
         /// Values per token.
         cols: usize,
         /// `[tokens][cols]`.
-        values: Vec<f32>,
+        values: Cow<'a, [f32]>,
     },
     /// Signed bytes with one scale per block of [`Q8_BLOCK`] or [`Q8K_BLOCK`].
     Q8 {
@@ -21,20 +49,59 @@ pub enum Activations {
         cols: usize,
         /// Values per scale.
         block: usize,
-        /// `[tokens][cols]`.
+        /// `[tokens][cols]`, none below -127.
         codes: Vec<i8>,
         /// `[tokens][cols / block]`.
         scales: Vec<f32>,
+        /// Sums of [`GROUP`] codes, `[tokens][cols / GROUP]`: what minimums are multiplied with.
+        sums: Vec<i16>,
     },
 }
 
-impl Activations {
+impl<'a> Activations<'a> {
+    /// `values`, `[tokens][cols]`, in `form`.
+    ///
+    /// # Panics
+    /// When `cols` is no whole number of the form's blocks.
+    #[must_use]
+    pub fn new(values: &'a [f32], cols: usize, form: Form) -> Self {
+        match form {
+            Form::F32 => Self::f32(values, cols),
+            Form::Q8 => Self::q8(values, cols),
+            Form::Q8K => Self::q8_k(values, cols),
+        }
+    }
+
     /// Keeps `values` as they are.
     #[must_use]
-    pub fn f32(values: &[f32], cols: usize) -> Self {
+    pub fn f32(values: &'a [f32], cols: usize) -> Self {
         Self::F32 {
             cols,
-            values: values.to_vec(),
+            values: Cow::Borrowed(values),
+        }
+    }
+
+    /// Codes made elsewhere, `[tokens][cols]`, with their scales, `[tokens][cols / block]`.
+    ///
+    /// # Panics
+    /// When the counts do not fit each other or a code is below -127.
+    #[must_use]
+    pub fn from_codes(cols: usize, block: usize, codes: Vec<i8>, scales: Vec<f32>) -> Self {
+        assert!(cols.is_multiple_of(block), "{cols} values in blocks of {block}");
+        assert_eq!(
+            codes.len(),
+            scales.len() * block,
+            "codes and scales in blocks of {block}"
+        );
+        assert!(!codes.contains(&i8::MIN), "codes are symmetric: -127 to 127");
+        let sum = |group: &[i8]| group.iter().map(|code| i16::from(*code)).sum();
+        let sums = codes.chunks_exact(GROUP).map(sum).collect();
+        Self::Q8 {
+            cols,
+            block,
+            codes,
+            scales,
+            sums,
         }
     }
 
@@ -70,12 +137,7 @@ impl Activations {
             scales.push(step);
             codes.extend(part.iter().map(|x| code(x * inverse)));
         }
-        Self::Q8 {
-            cols,
-            block,
-            codes,
-            scales,
-        }
+        Self::from_codes(cols, block, codes, scales)
     }
 
     /// Values per token.
@@ -95,14 +157,43 @@ impl Activations {
         };
         values.checked_div(self.cols()).unwrap_or(0)
     }
+
+    /// The rows of `tokens`, in that order.
+    #[must_use]
+    pub fn gather(&self, tokens: &[usize]) -> Activations<'static> {
+        match self {
+            Self::F32 { cols, values } => Activations::F32 {
+                cols: *cols,
+                values: Cow::Owned(rows_of(values, *cols, tokens)),
+            },
+            Self::Q8 {
+                cols,
+                block,
+                codes,
+                scales,
+                sums,
+            } => Activations::Q8 {
+                cols: *cols,
+                block: *block,
+                codes: rows_of(codes, *cols, tokens),
+                scales: rows_of(scales, cols / block, tokens),
+                sums: rows_of(sums, cols / GROUP, tokens),
+            },
+        }
+    }
 }
 
-/// Nearest code, ties to even, within the signed byte.
+fn rows_of<T: Copy>(values: &[T], width: usize, rows: &[usize]) -> Vec<T> {
+    let row = |row: &usize| &values[row * width..(row + 1) * width];
+    rows.iter().flat_map(row).copied().collect()
+}
+
+/// Nearest code, ties to even, -127 to 127: symmetric, so that a sign can be moved from the weight to the code.
 #[allow(clippy::cast_possible_truncation)] // clamped first
 fn code(x: f32) -> i8 {
     /// 1.5 * 2^23: a sum with it has no bits below one, so the addition itself rounds, ties to even. No call, so loops vectorise.
     const ROUND: f32 = 12_582_912.0;
-    (x.clamp(-128.0, 127.0) + ROUND - ROUND) as i8
+    (x.clamp(-127.0, 127.0) + ROUND - ROUND) as i8
 }
 
 #[cfg(test)]
@@ -128,7 +219,7 @@ mod tests {
             let x = i as f32 / 1000.0;
             assert_eq!(
                 f32::from(code(x)),
-                x.round_ties_even().clamp(-128.0, 127.0),
+                x.round_ties_even().clamp(-127.0, 127.0),
                 "{x}"
             );
         }

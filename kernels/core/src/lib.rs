@@ -11,16 +11,18 @@ mod format;
 mod grid;
 mod matmul;
 mod matrix;
+mod mixture;
 
 pub mod block;
 pub mod codec;
 pub mod math;
 pub mod ops;
 
-pub use activation::{Activations, Q8_BLOCK, Q8K_BLOCK};
+pub use activation::{Activations, Form, Q8_BLOCK, Q8K_BLOCK};
 pub use backend::{Backend, Scalar};
 pub use dequant::{dequantize_row, widen};
 pub use dot::{LANES, dot_f32};
 pub use format::Format;
 pub use matmul::{matmul, matmul_rows, unpack_row};
 pub use matrix::{Matrix, MatrixError};
+pub use mixture::{Choice, Experts};

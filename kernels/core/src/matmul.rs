@@ -12,7 +12,7 @@ use crate::{Activations, Format, Matrix, dequantize_row, dot_f32};
 ///
 /// # Panics
 /// When the columns differ, `y` has another size, or quantised activations do not fit the weights' format.
-pub fn matmul(weights: &Matrix<'_>, x: &Activations, y: &mut [f32]) {
+pub fn matmul(weights: &Matrix<'_>, x: &Activations<'_>, y: &mut [f32]) {
     assert_eq!(y.len(), x.tokens() * weights.rows(), "y is [tokens][rows]");
     let rows = weights.rows();
     matmul_rows(weights, x, 0..rows, |token, row, value| {
@@ -26,7 +26,7 @@ pub fn matmul(weights: &Matrix<'_>, x: &Activations, y: &mut [f32]) {
 /// As [`matmul`].
 pub fn matmul_rows(
     weights: &Matrix<'_>,
-    x: &Activations,
+    x: &Activations<'_>,
     range: Range<usize>,
     mut put: impl FnMut(usize, usize, f32),
 ) {
@@ -50,6 +50,7 @@ pub fn matmul_rows(
             block,
             codes,
             scales,
+            ..
         } => {
             assert_eq!(
                 *block,

@@ -97,6 +97,26 @@ impl<'a> Matrix<'a> {
         self.cols / self.format.block_len() * self.format.block_bytes()
     }
 
+    /// `rows` rows from `first` on, as a matrix.
+    ///
+    /// # Panics
+    /// When there are fewer.
+    #[must_use]
+    pub fn part(&self, first: usize, rows: usize) -> Self {
+        let bytes = self.row_bytes();
+        Self {
+            rows,
+            data: &self.data[first * bytes..(first + rows) * bytes],
+            ..*self
+        }
+    }
+
+    /// The bytes of all rows.
+    #[must_use]
+    pub const fn data(&self) -> &'a [u8] {
+        self.data
+    }
+
     /// The bytes of row `row`.
     ///
     /// # Panics

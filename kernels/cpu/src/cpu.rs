@@ -4,16 +4,20 @@ use std::ops::Range;
 
 use ds4_kernels::block::Block;
 use ds4_kernels::{Activations, Backend, Format, Matrix, dequantize_row};
-use rayon::prelude::*;
 use thiserror::Error;
 
 use crate::Level;
 use crate::level::{Column, Inner};
+use crate::placement;
+use crate::pool::Pool;
+use crate::shared::Shared;
 
 /// Products below this many multiply-adds stay on the calling thread: waking another takes longer (a few microseconds).
 const SMALL: usize = 1 << 16;
 /// Pieces of a product per thread, so that a slow core does not hold up the others.
 const PIECES: usize = 4;
+/// The same for rows that are filled one by one.
+const ROW_PIECES: usize = 8;
 
 /// Why the back end cannot start.
 #[derive(Debug, Error)]
@@ -28,14 +32,14 @@ pub enum CpuError {
     },
     /// The threads could not be started.
     #[error("threads: {0}")]
-    Threads(#[from] rayon::ThreadPoolBuildError),
+    Threads(#[from] std::io::Error),
 }
 
 /// The back end of general-purpose processors.
 pub struct Cpu {
     level: Level,
     inner: Inner,
-    pool: rayon::ThreadPool,
+    pool: Pool,
 }
 
 impl std::fmt::Debug for Cpu {
@@ -45,7 +49,7 @@ impl std::fmt::Debug for Cpu {
 }
 
 impl Cpu {
-    /// Starts `threads` threads (default: one per core) at `level` (default: the best).
+    /// Starts `threads` threads (default: what the cores and the cgroup's CPU limit allow) at `level` (default: the best).
     ///
     /// # Errors
     /// When the machine lacks the instructions or the threads do not start.
@@ -57,18 +61,15 @@ impl Cpu {
                 found: Level::detect(),
             });
         }
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads.unwrap_or(0))
-            .thread_name(|i| format!("compute-{i}"));
         Ok(Self {
             level: asked,
             inner: Inner::of(asked),
-            pool: pool.build()?,
+            pool: Pool::new(threads.unwrap_or_else(placement::limit).max(1))?,
         })
     }
 
     /// Rows `rows` of the product, `[tokens][rows]`.
-    fn part(&self, weights: &Matrix<'_>, x: &Activations, rows: Range<usize>) -> Vec<f32> {
+    fn part(&self, weights: &Matrix<'_>, x: &Activations<'_>, rows: Range<usize>) -> Vec<f32> {
         let mut part = vec![0.0; x.tokens() * rows.len()];
         let (first, width) = (rows.start, rows.len());
         for row in rows {
@@ -79,7 +80,7 @@ impl Cpu {
         part
     }
 
-    fn row(&self, weights: &Matrix<'_>, x: &Activations, row: usize, mut put: impl FnMut(usize, f32)) {
+    fn row(&self, weights: &Matrix<'_>, x: &Activations<'_>, row: usize, mut put: impl FnMut(usize, f32)) {
         match x {
             Activations::F32 { cols, values } => {
                 let mut weight = vec![0.0; *cols];
@@ -93,6 +94,7 @@ impl Cpu {
                 block,
                 codes,
                 scales,
+                ..
             } if weights.format() == Format::Q8_0 => {
                 let tokens = codes.chunks_exact(*cols).zip(scales.chunks_exact(cols / block));
                 for (token, (codes, scales)) in tokens.enumerate() {
@@ -104,6 +106,7 @@ impl Cpu {
                 block: length,
                 codes,
                 scales,
+                ..
             } => {
                 let mut sums = vec![0.0; x.tokens()];
                 let size = weights.format().block_bytes();
@@ -128,10 +131,10 @@ impl Cpu {
 
 impl Backend for Cpu {
     fn name(&self) -> String {
-        format!("cpu-{}x{}", self.level, self.pool.current_num_threads())
+        format!("cpu-{}x{}", self.level, self.pool.threads())
     }
 
-    fn matmul(&self, weights: &Matrix<'_>, x: &Activations, y: &mut [f32]) {
+    fn matmul(&self, weights: &Matrix<'_>, x: &Activations<'_>, y: &mut [f32]) {
         assert_eq!(
             weights.cols(),
             x.cols(),
@@ -147,24 +150,25 @@ impl Backend for Cpu {
         }
         let (rows, tokens) = (weights.rows(), x.tokens());
         assert_eq!(y.len(), tokens * rows, "y is [tokens][rows]");
-        let threads = self.pool.current_num_threads();
+        let threads = self.pool.threads();
         if threads == 1 || rows * weights.cols() * tokens < SMALL {
             return y.copy_from_slice(&self.part(weights, x, 0..rows));
         }
         let step = rows.div_ceil(threads * PIECES);
-        let starts: Vec<usize> = (0..rows).step_by(step).collect();
-        let pieces: Vec<Vec<f32>> = self.pool.install(|| {
-            starts
-                .par_iter()
-                .map(|start| self.part(weights, x, *start..(*start + step).min(rows)))
-                .collect()
-        });
-        for (start, piece) in starts.into_iter().zip(pieces) {
+        let y = Shared::new(y);
+        self.pool.run(rows.div_ceil(step), &|piece| {
+            let start = piece * step;
             let width = step.min(rows - start);
-            for (token, part) in piece.chunks_exact(width).enumerate() {
-                y[token * rows + start..token * rows + start + width].copy_from_slice(part);
+            let part = self.part(weights, x, start..start + width);
+            for (token, part) in part.chunks_exact(width).enumerate() {
+                // SAFETY: a piece has rows of its own.
+                unsafe { y.slice(token * rows + start, width) }.copy_from_slice(part);
             }
-        }
+        });
+    }
+
+    fn parallel(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+        self.pool.run(tasks, task);
     }
 
     fn dot(&self, a: &[f32], b: &[f32]) -> f32 {
@@ -176,16 +180,14 @@ impl Backend for Cpu {
     }
 
     fn each_row(&self, out: &mut [f32], width: usize, fill: &(dyn Fn(usize, &mut [f32]) + Sync)) {
-        if out.len() <= 4 * width || self.pool.current_num_threads() == 1 {
-            return out
-                .chunks_exact_mut(width)
-                .enumerate()
-                .for_each(|(i, row)| fill(i, row));
-        }
-        self.pool.install(|| {
-            out.par_chunks_exact_mut(width)
-                .enumerate()
-                .for_each(|(i, row)| fill(i, row))
+        let rows = out.len() / width;
+        let per_task = rows.div_ceil(self.pool.threads() * ROW_PIECES).max(1);
+        let out = Shared::new(out);
+        self.pool.run(rows.div_ceil(per_task), &|piece| {
+            for i in piece * per_task..((piece + 1) * per_task).min(rows) {
+                // SAFETY: each row is visited by one task, once.
+                fill(i, unsafe { out.slice(i * width, width) });
+            }
         });
     }
 }

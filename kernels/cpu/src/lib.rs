@@ -7,6 +7,9 @@
 mod avx2;
 mod cpu;
 mod level;
+mod placement;
+mod pool;
+mod shared;
 
 pub use cpu::{Cpu, CpuError};
 pub use level::Level;
