@@ -224,7 +224,7 @@ impl Keys<'_> {
 
     fn hyper(&self) -> Result<HyperConfig, GgufError> {
         Ok(HyperConfig {
-            streams: self.count("hyper_connection.count", 1, 64)?,
+            streams: self.count("hyper_connection.count", 1, 8)?,
             sinkhorn_iterations: self.count("hyper_connection.sinkhorn_iterations", 1, 1000)?,
             eps: self.float_above_zero("hyper_connection.epsilon")?,
         })

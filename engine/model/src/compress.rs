@@ -1,16 +1,25 @@
 //! Compressed rows: pooled, normalised, rotated and stored as their group completes.
 
-use ds4_kernels::Backend;
-use ds4_kernels::codec::{decode_indexer, decode_kv, encode_indexer, encode_kv};
-use ds4_kernels::ops::compressor::{Slot, pool};
-use ds4_kernels::ops::norm::rms;
+use std::ops::Range;
+
+use ds4_kernels::ops::compressor::Slot;
+use ds4_kernels::{Backend, each_piece};
 
 use crate::graph::Graph;
 use crate::kv::Kv;
 use crate::layer::Compressor;
 use crate::layout::floats;
-use crate::matrix::multiply;
+use crate::matrix::Input;
+use crate::pass::Pass;
 use crate::{KvKind, Numerics};
+
+/// What a group is pooled from and how its row is finished.
+struct Pooling<'a> {
+    layer: usize,
+    compressor: &'a Compressor,
+    state: KvKind,
+    ratio: u64,
+}
 
 impl<B: Backend> Graph<B> {
     /// Appends the compressor's input of each token to the state and a row for every group that completes. `x` is `[tokens][n_embd]`.
@@ -19,8 +28,8 @@ impl<B: Backend> Graph<B> {
         layer: usize,
         compressor: &Compressor,
         kind: KvKind,
-        x: &[f32],
-        kv: &mut Kv,
+        x: &Input<'_, B>,
+        pass: &mut Pass<'_, '_>,
     ) {
         let state = if kind == KvKind::Indexer {
             KvKind::IndexerState
@@ -28,51 +37,56 @@ impl<B: Backend> Graph<B> {
             KvKind::CompressorState
         };
         let ratio = u64::from(self.config().ratios[layer]);
-        let start = kv.frontier();
-        self.append_state(layer, compressor, state, x, kv);
-        let end = start + (x.len() / self.config().n_embd) as u64;
-        for group in start / ratio..end / ratio {
-            let row = self.pooled(layer, compressor, state, group, kv);
-            self.store(layer, kind, group, row, kv);
+        let (values, gates) = (
+            self.project(&compressor.values, x),
+            self.project(&compressor.gates, x),
+        );
+        let pooling = Pooling {
+            layer,
+            compressor,
+            state,
+            ratio,
+        };
+        let width = compressor.values.rows();
+        for (range, part) in pass.ranges().into_iter().zip(pass.parts.iter_mut()) {
+            let range = range.start * width..range.end * width;
+            append_state(&pooling, &values[range.clone()], &gates[range], part.kv);
+            let start = part.kv.frontier();
+            let groups = start / ratio..(start + part.tokens.len() as u64) / ratio;
+            self.append_groups(&pooling, kind, groups, part.kv);
         }
     }
 
-    fn append_state(&self, layer: usize, compressor: &Compressor, state: KvKind, x: &[f32], kv: &mut Kv) {
-        let width = compressor.values.rows();
-        let weights = self.weights();
-        let project = |matrix: &crate::matrix::Weight| {
-            multiply(
-                self.backend(),
-                self.numerics(),
-                &matrix.part(weights, 0, matrix.rows()),
-                x,
-            )
-        };
-        let (values, gates) = (project(&compressor.values), project(&compressor.gates));
-        let start = kv.frontier();
-        let ratio = self.config().ratios[layer] as usize;
-        let Some(rows) = kv.rows_mut(layer, state) else {
+    fn append_groups(&self, pooling: &Pooling<'_>, kind: KvKind, groups: Range<u64>, kv: &mut Kv) {
+        if groups.is_empty() {
             return;
-        };
-        let out = rows.tail(start);
-        let tokens = values.chunks_exact(width).zip(gates.chunks_exact(width));
-        for (position, (values, gates)) in (start..).zip(tokens) {
-            #[allow(clippy::cast_possible_truncation)] // below the ratio
-            let slot = (position % ratio as u64) as usize;
-            let bias = &compressor.bias[slot * width..(slot + 1) * width];
-            out.extend(values.iter().flat_map(|x| x.to_le_bytes()));
-            out.extend(
-                gates
-                    .iter()
-                    .zip(bias)
-                    .flat_map(|(gate, bias)| (gate + bias).to_le_bytes()),
-            );
         }
+        #[allow(clippy::cast_possible_truncation)] // groups of one pass
+        let count = (groups.end - groups.start) as usize;
+        let mut rows = kv.take_rows(pooling.layer, kind);
+        let size = rows.row_bytes();
+        let (out, from) = (rows.grow(groups.start, count), &*kv);
+        each_piece(
+            self.backend(),
+            out,
+            std::iter::repeat_n(size, count),
+            &|i, out| {
+                let mut row = self.pooled(pooling, groups.start + i as u64, from);
+                self.encode(kind, &mut row, out);
+            },
+        );
+        kv.put_rows(pooling.layer, kind, rows);
     }
 
     /// The pooled, normalised and rotated row of a complete group.
-    fn pooled(&self, layer: usize, compressor: &Compressor, state: KvKind, group: u64, kv: &Kv) -> Vec<f32> {
-        let ratio = u64::from(self.config().ratios[layer]);
+    fn pooled(&self, pooling: &Pooling<'_>, group: u64, kv: &Kv) -> Vec<f32> {
+        let Pooling {
+            layer,
+            compressor,
+            state,
+            ratio,
+        } = *pooling;
+        let ops = self.backend().ops();
         let (width, out_width) = (compressor.values.rows(), compressor.norm.len());
         let overlap = width == 2 * out_width;
         let first = if overlap {
@@ -85,67 +99,64 @@ impl<B: Backend> Graph<B> {
             Err(error) => unreachable!("live state rows are kept: {error}"),
         };
         let rows: Vec<f32> = floats(bytes).collect();
-        let slots: Vec<Slot<'_>> = (first..)
-            .zip(rows.chunks_exact(2 * width))
-            .map(|(position, row)| {
-                let half = if overlap && position >= group * ratio {
-                    out_width
-                } else {
-                    0
-                };
-                Slot {
-                    values: &row[half..half + out_width],
-                    gates: &row[width + half..width + half + out_width],
-                }
-            })
-            .collect();
+        let slot = |(position, row): (u64, _)| {
+            let row: &[f32] = row;
+            let half = usize::from(overlap && position >= group * ratio) * out_width;
+            Slot {
+                values: &row[half..half + out_width],
+                gates: &row[width + half..width + half + out_width],
+            }
+        };
+        let slots: Vec<Slot<'_>> = (first..).zip(rows.chunks_exact(2 * width)).map(slot).collect();
         let mut row = vec![0.0; out_width];
-        pool(&slots, &mut row);
-        rms(&mut row, Some(&compressor.norm), self.config().rms_eps);
-        self.rope(layer).at(group * ratio).apply(&mut row);
+        (ops.pool)(&slots, &mut row);
+        (ops.rms)(&mut row, Some(&compressor.norm), self.config().rms_eps);
+        (ops.rotate)(&self.rope(layer).at(group * ratio), &mut row);
         row
     }
 
-    /// Stores a row in the numerics' encoding.
-    pub(crate) fn store(&self, layer: usize, kind: KvKind, number: u64, mut row: Vec<f32>, kv: &mut Kv) {
-        let Some(rows) = kv.rows_mut(layer, kind) else {
-            return;
-        };
-        let out = rows.tail(number);
+    /// Writes a row in the numerics' encoding; the row's values are spent.
+    pub(crate) fn encode(&self, kind: KvKind, row: &mut [f32], out: &mut [u8]) {
+        let ops = self.backend().ops();
         match (self.numerics(), kind) {
-            (Numerics::Reference, _) => out.extend(row.iter().flat_map(|x| x.to_le_bytes())),
-            (Numerics::Canonical, KvKind::Indexer) => encode_indexer(&mut row, out),
-            (Numerics::Canonical, _) => encode_kv(&row, self.config().n_rot, out),
+            (Numerics::Reference, _) => write_floats(row, out),
+            (Numerics::Canonical, KvKind::Indexer) => (ops.encode_indexer)(row, out),
+            (Numerics::Canonical, _) => (ops.encode_kv)(row, self.config().n_rot, out),
         }
     }
 
-    /// The values of a stored row.
-    pub(crate) fn restore(&self, kind: KvKind, bytes: &[u8], out: &mut [f32]) {
-        match (self.numerics(), kind) {
-            (Numerics::Reference, _) => out.iter_mut().zip(floats(bytes)).for_each(|(out, x)| *out = x),
-            (Numerics::Canonical, KvKind::Indexer) => decode_indexer(bytes, out),
-            (Numerics::Canonical, _) => decode_kv(bytes, self.config().n_rot, out),
+    /// The values of a stored window or compressed row.
+    pub(crate) fn decode(&self, bytes: &[u8], out: &mut [f32]) {
+        match self.numerics() {
+            Numerics::Reference => out.iter_mut().zip(floats(bytes)).for_each(|(out, x)| *out = x),
+            Numerics::Canonical => (self.backend().ops().decode_kv)(bytes, self.config().n_rot, out),
         }
     }
+}
 
-    /// The values of stored rows, `[rows][width]`, decoded by all threads.
-    pub(crate) fn restore_all(
-        &self,
-        layer: usize,
-        kind: KvKind,
-        rows: std::ops::Range<u64>,
-        width: usize,
-        kv: &Kv,
-    ) -> Vec<f32> {
-        let row_bytes = kv.layout().row_bytes(layer, kind);
-        let bytes = match kv.read(layer, kind, rows) {
-            Ok(bytes) => bytes,
-            Err(error) => unreachable!("rows of the frontier are kept: {error}"),
-        };
-        let mut values = vec![0.0; bytes.len() / row_bytes * width];
-        self.backend().each_row(&mut values, width, &|i, out| {
-            self.restore(kind, &bytes[i * row_bytes..(i + 1) * row_bytes], out);
-        });
-        values
+/// Values, then gates with their position's bias, of every token.
+fn append_state(pooling: &Pooling<'_>, values: &[f32], gates: &[f32], kv: &mut Kv) {
+    let width = pooling.compressor.values.rows();
+    let start = kv.frontier();
+    let mut rows = kv.take_rows(pooling.layer, pooling.state);
+    let size = rows.row_bytes();
+    let out = rows.grow(start, values.len() / width);
+    let tokens = values.chunks_exact(width).zip(gates.chunks_exact(width));
+    for ((position, (values, gates)), out) in (start..).zip(tokens).zip(out.chunks_exact_mut(size)) {
+        #[allow(clippy::cast_possible_truncation)] // below the ratio
+        let slot = (position % pooling.ratio) as usize;
+        let bias = &pooling.compressor.bias[slot * width..(slot + 1) * width];
+        let (first, second) = out.split_at_mut(size / 2);
+        write_floats(values, first);
+        for ((gate, bias), out) in gates.iter().zip(bias).zip(second.as_chunks_mut::<4>().0) {
+            *out = (gate + bias).to_le_bytes();
+        }
+    }
+    kv.put_rows(pooling.layer, pooling.state, rows);
+}
+
+fn write_floats(values: &[f32], out: &mut [u8]) {
+    for (x, out) in values.iter().zip(out.as_chunks_mut::<4>().0) {
+        *out = x.to_le_bytes();
     }
 }

@@ -2,13 +2,17 @@
 
 use ds4_gguf::{Gguf, LayerSpan, ModelConfig, Weights};
 use ds4_kernels::Backend;
-use ds4_kernels::ops::hyper::{gather, head_weights};
-use ds4_kernels::ops::norm::rms;
+use ds4_kernels::ops::hyper::head_weights;
 use ds4_kernels::ops::rope::{Rope, Yarn};
 
 use crate::layer::{Hyper, Layer};
-use crate::matrix::{Weight, multiply, vector};
-use crate::{Hidden, Kv, KvLayout, ModelError, ModelSlice, Numerics, SliceInfo};
+use crate::matrix::{Weight, vector};
+use crate::pass::Pass;
+use crate::{Hidden, KvLayout, ModelError, ModelSlice, Numerics, Part, SliceInfo};
+
+/// Tokens that go through all layers together: bounds the memory of a long chunk's activations. Weights are read once per so many tokens,
+/// which is little beside the arithmetic on them.
+const PASS: usize = 512;
 
 /// What turns the last streams into logits.
 #[derive(Debug)]
@@ -106,22 +110,70 @@ impl<B: Backend> Graph<B> {
         }
     }
 
-    fn layer(&self, number: usize, tokens: &[u32], streams: &mut [f32], kv: &mut Kv) {
+    fn layer(&self, number: usize, pass: &mut Pass<'_, '_>, streams: &mut [f32]) {
         let layer = &self.layers[number - self.info.span.first];
-        let (mixes, mut x) = self.open(&self.weights, &layer.hyper_attention, streams);
-        self.normalise(&mut x, &layer.attention.norm);
-        let y = self.attention(number, &layer.attention, &x, kv);
+        let (mixes, x) = self.open(&layer.hyper_attention, &layer.attention.norm, streams);
+        let y = self.attention(
+            number,
+            &layer.attention,
+            &self.input(&x, self.config().n_embd),
+            pass,
+        );
         self.close(&mixes, &y, streams);
-        let (mixes, mut x) = self.open(&self.weights, &layer.hyper_feed_forward, streams);
-        self.normalise(&mut x, &layer.feed_forward.norm);
-        let y = self.feed_forward(number, &layer.feed_forward, tokens, &x);
+        let (mixes, x) = self.open(&layer.hyper_feed_forward, &layer.feed_forward.norm, streams);
+        let y = self.feed_forward(number, &layer.feed_forward, &pass.tokens, &x);
         self.close(&mixes, &y, streams);
+        pass.trim(number);
+    }
+
+    /// All layers of the parts' KV over all their tokens.
+    fn pass(&self, parts: &mut [Part<'_>], streams: &mut [f32]) {
+        let Some(layers) = parts.first().map(|part| part.kv.span().layers()) else {
+            return;
+        };
+        let mut pass = Pass::new(parts, &self.rope, &self.rope_compressed);
+        for number in layers {
+            self.layer(number, &mut pass, streams);
+        }
+        pass.advance();
     }
 
     pub(crate) fn normalise(&self, rows: &mut [f32], weight: &[f32]) {
-        let eps = self.config().rms_eps;
+        let (rms, eps) = (self.backend().ops().rms, self.config().rms_eps);
         self.backend()
             .each_row(rows, weight.len(), &|_, row| rms(row, Some(weight), eps));
+    }
+
+    /// Layers of this slice, and the same for all parts.
+    fn check_parts(&self, parts: &[Part<'_>]) -> Result<(), ModelError> {
+        let owned = self.info.span;
+        for part in parts {
+            let span = part.kv.span();
+            let one = span.layers() == parts[0].kv.span().layers();
+            if span.first < owned.first
+                || span.last > owned.last
+                || *part.kv.layout() != self.info.layout
+                || !one
+            {
+                return Err(self.lacks(span));
+            }
+            self.check_tokens(part.tokens)?;
+        }
+        Ok(())
+    }
+
+    fn check_hidden(&self, hidden: &Hidden, tokens: usize) -> Result<(), ModelError> {
+        let (width, found) = (self.config().hidden_width(), hidden.as_slice().len());
+        let expected = tokens * width;
+        if hidden.width() == width && found == expected {
+            return Ok(());
+        }
+        Err(ModelError::Hidden {
+            tokens,
+            width,
+            expected,
+            found,
+        })
     }
 
     fn check_tokens(&self, tokens: &[u32]) -> Result<(), ModelError> {
@@ -194,53 +246,51 @@ impl<B: Backend> ModelSlice for Graph<B> {
         Hidden::from_vec(width, values).ok_or_else(|| self.lacks("hidden states of width 0"))
     }
 
-    fn forward(&self, tokens: &[u32], hidden: &mut Hidden, kv: &mut Kv) -> Result<(), ModelError> {
-        self.check_tokens(tokens)?;
-        let (span, owned) = (kv.span(), self.info.span);
-        if span.first < owned.first || span.last > owned.last || *kv.layout() != self.info.layout {
-            return Err(self.lacks(span));
-        }
-        let (width, found) = (self.config().hidden_width(), hidden.as_slice().len());
-        let expected = tokens.len() * width;
-        if hidden.width() != width || found != expected {
-            return Err(ModelError::Hidden {
-                tokens: tokens.len(),
-                width,
-                expected,
-                found,
-            });
-        }
-        if tokens.is_empty() {
+    fn forward_batch(&self, parts: &mut [Part<'_>], hidden: &mut Hidden) -> Result<(), ModelError> {
+        self.check_parts(parts)?;
+        let tokens = parts.iter().map(|part| part.tokens.len()).sum();
+        self.check_hidden(hidden, tokens)?;
+        let (width, mut streams) = (hidden.width(), hidden.as_mut_slice());
+        if tokens <= PASS {
+            self.pass(parts, streams);
             return Ok(());
         }
-        for number in span.layers() {
-            self.layer(number, tokens, hidden.as_mut_slice(), kv);
+        for part in parts {
+            for tokens in part.tokens.chunks(PASS) {
+                let (chunk, rest) = streams.split_at_mut(tokens.len() * width);
+                self.pass(&mut [Part { tokens, kv: part.kv }], chunk);
+                streams = rest;
+            }
         }
-        kv.advance(tokens);
         Ok(())
     }
 
-    fn logits(&self, hidden: &Hidden, token: usize) -> Result<Vec<f32>, ModelError> {
+    fn logits_batch(&self, hidden: &Hidden, tokens: &[usize]) -> Result<Vec<f32>, ModelError> {
         let head = self
             .head
             .as_ref()
             .ok_or_else(|| self.lacks("output (the head)"))?;
-        if token >= hidden.tokens() || hidden.width() != self.config().hidden_width() {
-            let (width, found) = (self.config().hidden_width(), hidden.as_slice().len());
-            return Err(ModelError::Hidden {
-                tokens: token + 1,
-                width,
-                expected: (token + 1) * width,
-                found,
-            });
+        let needed = tokens.iter().map(|token| token + 1).max().unwrap_or(0);
+        if needed > hidden.tokens() || hidden.width() != self.config().hidden_width() {
+            self.check_hidden(hidden, needed)?;
         }
-        let streams = hidden.token(token);
-        let raw = self.hyper_raw(&self.weights, &head.hyper, streams);
-        let mix = head_weights(&raw, head.hyper.scale[0], &head.hyper.base, self.config().hc.eps);
-        let mut x = vec![0.0; self.config().n_embd];
-        gather(&mix, streams, &mut x);
-        self.normalise(&mut x, &head.norm);
-        let output = head.output.part(&self.weights, 0, head.output.rows());
-        Ok(multiply(&self.backend, self.numerics(), &output, &x))
+        let (config, ops) = (self.config(), self.backend.ops());
+        let streams: Vec<f32> = tokens
+            .iter()
+            .flat_map(|token| hidden.token(*token))
+            .copied()
+            .collect();
+        let (mixing, width) = (self.mixing(&head.hyper), hidden.width());
+        let mut mixes = self.hyper_raw(&head.hyper, &streams);
+        let mut x = vec![0.0; tokens.len() * config.n_embd];
+        let rows = streams
+            .chunks_exact(width)
+            .zip(mixes.chunks_exact_mut(config.hc.streams));
+        for ((streams, mix), x) in rows.zip(x.chunks_exact_mut(config.n_embd)) {
+            head_weights(mix, streams, &mixing);
+            (ops.gather)(mix, streams, x);
+            (ops.rms)(x, Some(&head.norm), config.rms_eps);
+        }
+        Ok(self.project(&head.output, &self.input(&x, config.n_embd)))
     }
 }

@@ -1,49 +1,66 @@
 //! The residual streams around a block.
 
-use ds4_gguf::Weights;
-use ds4_kernels::Backend;
-use ds4_kernels::ops::hyper::Mix;
-use ds4_kernels::ops::norm::rms;
+use ds4_kernels::ops::hyper::Mixing;
+use ds4_kernels::{Backend, each_row_of_two};
 
 use crate::graph::Graph;
 use crate::layer::Hyper;
-use crate::matrix::multiply;
 
 impl<B: Backend> Graph<B> {
     /// What a connection's matrix gives for each token: `[tokens][rows]`.
-    pub(crate) fn hyper_raw(&self, weights: &Weights, hyper: &Hyper, streams: &[f32]) -> Vec<f32> {
-        let width = hyper.matrix.cols();
-        let mut flat = streams.to_vec();
-        let eps = self.config().rms_eps;
-        self.backend()
-            .each_row(&mut flat, width, &|_, token| rms(token, None, eps));
-        let matrix = hyper.matrix.part(weights, 0, hyper.matrix.rows());
-        multiply(self.backend(), self.numerics(), &matrix, &flat)
+    pub(crate) fn hyper_raw(&self, hyper: &Hyper, streams: &[f32]) -> Vec<f32> {
+        self.project(&hyper.matrix, &self.input(streams, hyper.matrix.cols()))
     }
 
-    /// One mix per token, and the block's inputs `[tokens][n_embd]`.
-    pub(crate) fn open(&self, weights: &Weights, hyper: &Hyper, streams: &[f32]) -> (Vec<Mix>, Vec<f32>) {
+    /// How those numbers become a mix.
+    pub(crate) fn mixing<'a>(&self, hyper: &'a Hyper) -> Mixing<'a> {
         let config = self.config();
-        let raw = self.hyper_raw(weights, hyper, streams);
-        let mix = |raw: &[f32]| {
-            let (count, iterations, eps) = (config.hc.streams, config.hc.sinkhorn_iterations, config.hc.eps);
-            Mix::new(raw, &hyper.scale, &hyper.base, count, iterations, eps)
-        };
-        let mixes: Vec<Mix> = raw.chunks_exact(config.hc_mix()).map(mix).collect();
-        let mut inputs = vec![0.0; mixes.len() * config.n_embd];
-        let width = config.hidden_width();
-        self.backend()
-            .each_row(&mut inputs, config.n_embd, &|token, input| {
-                mixes[token].gather(&streams[token * width..(token + 1) * width], input);
-            });
+        Mixing {
+            scale: &hyper.scale,
+            base: &hyper.base,
+            streams: config.hc.streams,
+            iterations: config.hc.sinkhorn_iterations,
+            eps: config.hc.eps,
+            rms_eps: config.rms_eps,
+        }
+    }
+
+    /// One mix per token, and the block's normalised inputs `[tokens][n_embd]`.
+    pub(crate) fn open(&self, hyper: &Hyper, norm: &[f32], streams: &[f32]) -> (Vec<f32>, Vec<f32>) {
+        let (ops, config) = (self.backend().ops(), self.config());
+        let (width, count) = (config.hidden_width(), config.hc.streams);
+        let mixing = self.mixing(hyper);
+        let mut mixes = self.hyper_raw(hyper, streams);
+        let mut inputs = vec![0.0; streams.len() / count];
+        let widths = (config.hc_mix(), config.n_embd);
+        each_row_of_two(
+            self.backend(),
+            (&mut mixes, &mut inputs),
+            widths,
+            &|token, mix, input| {
+                let streams = &streams[token * width..(token + 1) * width];
+                (ops.mix)(mix, streams, &mixing);
+                (ops.gather)(&mix[..count], streams, input);
+                (ops.rms)(input, Some(norm), config.rms_eps);
+            },
+        );
         (mixes, inputs)
     }
 
     /// Writes a block's outputs back into the streams.
-    pub(crate) fn close(&self, mixes: &[Mix], block: &[f32], streams: &mut [f32]) {
-        let (width, n_embd) = (self.config().hidden_width(), self.config().n_embd);
+    pub(crate) fn close(&self, mixes: &[f32], block: &[f32], streams: &mut [f32]) {
+        let (width, n_embd, mix) = (
+            self.config().hidden_width(),
+            self.config().n_embd,
+            self.config().hc_mix(),
+        );
+        let scatter = self.backend().ops().scatter;
         self.backend().each_row(streams, width, &|token, streams| {
-            mixes[token].scatter(&block[token * n_embd..(token + 1) * n_embd], streams);
+            scatter(
+                &mixes[token * mix..(token + 1) * mix],
+                &block[token * n_embd..(token + 1) * n_embd],
+                streams,
+            );
         });
     }
 }

@@ -7,11 +7,16 @@ use ds4_gguf::LayerSpan;
 
 use crate::{KvError, KvKind, KvLayout, TokenHash};
 
+/// A full vector grows by this part of what it holds: a session of any length wastes a sixteenth at most.
+const GROWTH: usize = 16;
+
 /// Rows `first..first + n` of one kind in one layer.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) struct Rows {
     first: u64,
     row_bytes: usize,
+    /// Bytes at the front that are forgotten and not yet moved over.
+    forgotten: usize,
     bytes: Vec<u8>,
 }
 
@@ -20,47 +25,88 @@ impl Rows {
         Self {
             first: 0,
             row_bytes,
+            forgotten: 0,
             bytes: Vec::new(),
         }
     }
 
     pub(crate) fn range(&self) -> Range<u64> {
-        self.first..self.first + (self.bytes.len() / self.row_bytes.max(1)) as u64
+        self.first..self.first + (self.live().len() / self.row_bytes.max(1)) as u64
+    }
+
+    pub(crate) const fn row_bytes(&self) -> usize {
+        self.row_bytes
+    }
+
+    fn live(&self) -> &[u8] {
+        &self.bytes[self.forgotten..]
     }
 
     /// The bytes of `rows`, when all of them are here.
     pub(crate) fn get(&self, rows: Range<u64>) -> Option<&[u8]> {
         let skip = usize::try_from(rows.start.checked_sub(self.first)?).ok()?;
         let count = usize::try_from(rows.end.checked_sub(rows.start)?).ok()?;
-        self.bytes
+        self.live()
             .get(skip * self.row_bytes..(skip + count) * self.row_bytes)
     }
 
     /// Appends whole rows; the first ones decide where the range starts.
     pub(crate) fn append(&mut self, first: u64, bytes: &[u8]) {
-        if self.bytes.is_empty() {
-            self.first = first;
-        }
-        self.bytes.extend_from_slice(bytes);
+        self.grow(first, bytes.len() / self.row_bytes.max(1))
+            .copy_from_slice(bytes);
     }
 
-    /// Room for more rows, handed out as the vector that encoders append to.
-    pub(crate) fn tail(&mut self, first: u64) -> &mut Vec<u8> {
-        if self.bytes.is_empty() {
+    /// Room for `count` more rows, to be written by the caller; the first ones decide where the range starts.
+    pub(crate) fn grow(&mut self, first: u64, count: usize) -> &mut [u8] {
+        if self.live().is_empty() {
             self.first = first;
         }
-        &mut self.bytes
+        let (end, added) = (self.bytes.len(), count * self.row_bytes);
+        if self.bytes.capacity() < end + added {
+            self.bytes.reserve_exact(added.max(end / GROWTH));
+        }
+        self.bytes.resize(end + added, 0);
+        &mut self.bytes[end..]
     }
 
-    /// Forgets rows before `first`.
+    /// Forgets rows before `first`. Their bytes are moved over when they are as many as those that stay, so that a row is moved once on
+    /// average, and memory that a long chunk took is given back.
     pub(crate) fn trim(&mut self, first: u64) {
         let range = self.range();
         let keep = first.clamp(range.start, range.end);
         #[allow(clippy::cast_possible_truncation)] // within the vector
-        self.bytes.drain(..(keep - range.start) as usize * self.row_bytes);
+        let dropped = (keep - range.start) as usize * self.row_bytes;
+        self.forgotten += dropped;
         self.first = keep;
+        let live = self.live().len();
+        if dropped > 0 && self.forgotten >= live {
+            self.bytes.drain(..self.forgotten);
+            self.forgotten = 0;
+            if self.bytes.capacity() > 4 * live {
+                self.bytes.shrink_to(2 * live);
+            }
+        }
     }
 }
+
+impl Clone for Rows {
+    fn clone(&self) -> Self {
+        Self {
+            first: self.first,
+            row_bytes: self.row_bytes,
+            forgotten: 0,
+            bytes: self.live().to_vec(),
+        }
+    }
+}
+
+impl PartialEq for Rows {
+    fn eq(&self, other: &Self) -> bool {
+        (self.first, self.row_bytes, self.live()) == (other.first, other.row_bytes, other.live())
+    }
+}
+
+impl Eq for Rows {}
 
 /// KV of one run of layers at one frontier.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -164,19 +210,41 @@ impl Kv {
     /// Bytes of all rows.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        self.rows.values().map(|rows| rows.bytes.len() as u64).sum()
+        self.rows.values().map(|rows| rows.live().len() as u64).sum()
     }
 
-    pub(crate) fn rows_mut(&mut self, layer: usize, kind: KvKind) -> Option<&mut Rows> {
-        self.rows.get_mut(&(layer, kind))
+    /// Bytes of memory taken for rows, room to grow included.
+    #[must_use]
+    pub fn allocated(&self) -> u64 {
+        self.rows.values().map(|rows| rows.bytes.capacity() as u64).sum()
     }
 
-    /// Takes note of computed tokens and forgets the rows that no later token can see.
+    /// The rows of one kind, to be extended while other kinds are read; [`Kv::put_rows`] gives them back.
+    pub(crate) fn take_rows(&mut self, layer: usize, kind: KvKind) -> Rows {
+        let empty = Rows::new(self.layout.row_bytes(layer, kind));
+        match self.rows.get_mut(&(layer, kind)) {
+            Some(rows) => std::mem::replace(rows, empty),
+            None => unreachable!("layer {layer} of {} keeps {kind} rows", self.span),
+        }
+    }
+
+    pub(crate) fn put_rows(&mut self, layer: usize, kind: KvKind, rows: Rows) {
+        self.rows.insert((layer, kind), rows);
+    }
+
+    /// Forgets the rows of `layer` that no token from `frontier` on can see.
+    pub(crate) fn trim(&mut self, layer: usize, frontier: u64) {
+        for kind in self.layout.kinds(layer) {
+            let first = self.layout.expected_rows(layer, *kind, frontier).start;
+            if let Some(rows) = self.rows.get_mut(&(layer, *kind)) {
+                rows.trim(first);
+            }
+        }
+    }
+
+    /// Takes note of computed tokens, whose layers have been trimmed already.
     pub(crate) fn advance(&mut self, tokens: &[u32]) {
         self.frontier += tokens.len() as u64;
         self.hash.extend(tokens);
-        for ((layer, kind), rows) in &mut self.rows {
-            rows.trim(self.layout.expected_rows(*layer, *kind, self.frontier).start);
-        }
     }
 }

@@ -3,6 +3,7 @@
 //! [`ModelSlice`] is what the rest of the engine sees. [`Graph`] implements it for every [`ds4_kernels::Backend`].
 //! Logits are a function of the token sequence alone: no operation looks at chunk, batch or thread.
 
+mod attend;
 mod attention;
 mod complete;
 mod compress;
@@ -16,8 +17,10 @@ mod layer;
 mod layout;
 mod matrix;
 mod numerics;
+mod pass;
 pub mod plan;
 pub mod sampling;
+mod select;
 mod slice;
 mod staging;
 mod token_hash;
@@ -29,6 +32,7 @@ pub use hidden::Hidden;
 pub use kv::Kv;
 pub use layout::{KvKind, KvLayout};
 pub use numerics::Numerics;
+pub use pass::Part;
 pub use slice::{ModelSlice, SliceInfo};
 pub use staging::KvStaging;
 pub use token_hash::TokenHash;

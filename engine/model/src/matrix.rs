@@ -125,13 +125,3 @@ impl<'a, B: Backend> Input<'a, B> {
         y
     }
 }
-
-/// `x` times `matrix`, with activations in the form that numerics and format ask for. `x` is `[tokens][cols]`.
-pub(crate) fn multiply<B: Backend>(
-    backend: &B,
-    numerics: Numerics,
-    matrix: &Matrix<'_>,
-    x: &[f32],
-) -> Vec<f32> {
-    Input::new(backend, numerics, x, matrix.cols()).times(matrix)
-}

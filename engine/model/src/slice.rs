@@ -2,7 +2,7 @@
 
 use ds4_gguf::{Fingerprint, LayerSpan, ModelConfig};
 
-use crate::{Hidden, Kv, KvLayout, ModelError, Numerics};
+use crate::{Hidden, Kv, KvLayout, ModelError, Numerics, Part};
 
 /// What a slice is, for handshakes and status.
 #[derive(Clone, Debug)]
@@ -34,15 +34,33 @@ pub trait ModelSlice: Send + Sync {
     /// When the slice does not own layer 0 or an id is outside the vocabulary.
     fn embed(&self, tokens: &[u32]) -> Result<Hidden, ModelError>;
 
+    /// Runs layers over the tokens of several sessions at once, each at the frontier of its KV; the weights are read once for all. `hidden`
+    /// holds the tokens of all parts, one part after the other; it is changed in place and every KV is extended. The result of a part is
+    /// the same, bit for bit, whatever parts are beside it.
+    ///
+    /// # Errors
+    /// When the slice does not own the layers of a part, parts have different layers, or `hidden` has another shape. Nothing was changed then.
+    fn forward_batch(&self, parts: &mut [Part<'_>], hidden: &mut Hidden) -> Result<(), ModelError>;
+
     /// Runs the layers of `kv` over tokens at its frontier; changes `hidden` in place and extends `kv`.
     ///
     /// # Errors
-    /// When the slice does not own those layers or `hidden` has another shape. Nothing was changed then.
-    fn forward(&self, tokens: &[u32], hidden: &mut Hidden, kv: &mut Kv) -> Result<(), ModelError>;
+    /// As [`ModelSlice::forward_batch`].
+    fn forward(&self, tokens: &[u32], hidden: &mut Hidden, kv: &mut Kv) -> Result<(), ModelError> {
+        self.forward_batch(&mut [Part { tokens, kv }], hidden)
+    }
+
+    /// The logits of some tokens, `[tokens][n_vocab]`; the head is read once for all of them.
+    ///
+    /// # Errors
+    /// When the slice does not own the head or `hidden` lacks a token.
+    fn logits_batch(&self, hidden: &Hidden, tokens: &[usize]) -> Result<Vec<f32>, ModelError>;
 
     /// The logits of one token, `n_vocab` of them.
     ///
     /// # Errors
-    /// When the slice does not own the head.
-    fn logits(&self, hidden: &Hidden, token: usize) -> Result<Vec<f32>, ModelError>;
+    /// As [`ModelSlice::logits_batch`].
+    fn logits(&self, hidden: &Hidden, token: usize) -> Result<Vec<f32>, ModelError> {
+        self.logits_batch(hidden, &[token])
+    }
 }

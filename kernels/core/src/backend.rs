@@ -1,6 +1,9 @@
 //! What a back end on a general-purpose processor supplies: the products that take the time, and the threads.
 
+use std::sync::{Mutex, PoisonError};
+
 use crate::mixture::{self, Choice, Experts};
+use crate::ops::Ops;
 use crate::{Activations, Form, Matrix, dot_f32, matmul};
 
 /// The arithmetic under the graph. Every implementation gives the bits of [`Scalar`], whatever its vector width and thread count.
@@ -14,6 +17,16 @@ pub trait Backend: Send + Sync + 'static {
     /// the caller's. Calls from within a task run on that thread.
     fn parallel(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
         (0..tasks).for_each(task);
+    }
+
+    /// Threads that [`Backend::parallel`] uses.
+    fn threads(&self) -> usize {
+        1
+    }
+
+    /// The operations on rows.
+    fn ops(&self) -> &'static Ops {
+        &Ops::SCALAR
     }
 
     /// `values`, `[tokens][cols]`, in the form that a product takes: made once for all matrices that share an input.
@@ -37,6 +50,68 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Calls `fill(i, row i)` for every row of `out`, `[rows][width]`, in any order and from any thread.
     fn each_row(&self, out: &mut [f32], width: usize, fill: &(dyn Fn(usize, &mut [f32]) + Sync));
+}
+
+/// Tasks per thread, so that a slow core does not hold up the others.
+const PIECES: usize = 4;
+
+/// Rows of one task when `rows` are shared out.
+#[must_use]
+pub fn rows_per_task<B: Backend + ?Sized>(backend: &B, rows: usize) -> usize {
+    rows.div_ceil(backend.threads() * PIECES).max(1)
+}
+
+/// What is done to a row of each of two arrays: its number and both.
+pub type FillTwo<'a, A, C> = dyn Fn(usize, &mut [A], &mut [C]) + Sync + 'a;
+
+/// Calls `fill(i, row i of a, row i of b)` for every row of `a`, `[rows][widths.0]`, and `b`, `[rows][widths.1]`, on all threads.
+///
+/// # Panics
+/// When the two have different numbers of rows.
+pub fn each_row_of_two<B: Backend + ?Sized, A: Send, C: Send>(
+    backend: &B,
+    (a, b): (&mut [A], &mut [C]),
+    widths: (usize, usize),
+    fill: &FillTwo<'_, A, C>,
+) {
+    let rows = a.len() / widths.0;
+    assert_eq!(rows, b.len() / widths.1, "rows of both");
+    let step = rows_per_task(backend, rows);
+    let run = |first: usize, a: &mut [A], b: &mut [C]| {
+        let pairs = a.chunks_exact_mut(widths.0).zip(b.chunks_exact_mut(widths.1));
+        (first..).zip(pairs).for_each(|(i, (a, b))| fill(i, a, b));
+    };
+    if step >= rows {
+        return run(0, a, b);
+    }
+    let parts = a.chunks_mut(step * widths.0).zip(b.chunks_mut(step * widths.1));
+    let parts: Vec<Mutex<(&mut [A], &mut [C])>> = parts.map(Mutex::new).collect();
+    backend.parallel(parts.len(), &|i| {
+        let mut part = parts[i].lock().unwrap_or_else(PoisonError::into_inner);
+        let (a, b) = &mut *part;
+        run(i * step, a, b);
+    });
+}
+
+/// Calls `fill(i, piece i)` for pieces of `out` of the given lengths, on all threads.
+///
+/// # Panics
+/// When `out` is shorter than all pieces together.
+pub fn each_piece<B: Backend + ?Sized, T: Send>(
+    backend: &B,
+    mut out: &mut [T],
+    lengths: impl Iterator<Item = usize>,
+    fill: &(dyn Fn(usize, &mut [T]) + Sync),
+) {
+    let mut pieces = Vec::new();
+    for length in lengths {
+        let (piece, rest) = out.split_at_mut(length);
+        pieces.push(Mutex::new(piece));
+        out = rest;
+    }
+    backend.parallel(pieces.len(), &|i| {
+        fill(i, &mut pieces[i].lock().unwrap_or_else(PoisonError::into_inner));
+    });
 }
 
 /// The reference: one thread, no vector instructions of its own.

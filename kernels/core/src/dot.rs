@@ -1,4 +1,4 @@
-//! The one order in which `f32` products are added.
+//! The one order in which `f32` products and sums are added.
 
 /// Element `i` is added to lane `i % LANES`; wide enough for four chains of eight.
 pub const LANES: usize = 32;
@@ -17,7 +17,25 @@ pub fn dot_f32(a: &[f32], b: &[f32]) -> f32 {
     fold(lanes)
 }
 
+/// Sum in the same order.
+#[inline(always)]
+#[must_use]
+pub fn sum_f32(values: &[f32]) -> f32 {
+    let mut lanes = [0.0f32; LANES];
+    let (full, rest) = values.as_chunks::<LANES>();
+    for values in full {
+        for i in 0..LANES {
+            lanes[i] += values[i];
+        }
+    }
+    for (lane, x) in lanes.iter_mut().zip(rest) {
+        *lane += x;
+    }
+    fold(lanes)
+}
+
 /// Halves the lanes until one is left: lane `i` takes lane `i + half`.
+#[inline(always)]
 fn fold(mut lanes: [f32; LANES]) -> f32 {
     let mut half = LANES / 2;
     while half > 0 {
@@ -40,6 +58,7 @@ mod tests {
             let b: Vec<f32> = (0..length).map(|i| (i % 5) as f32 - 2.0).collect();
             let expected: f32 = a.iter().zip(&b).map(|(x, y)| x * y).sum();
             assert_eq!(dot_f32(&a, &b), expected);
+            assert_eq!(sum_f32(&a), a.iter().sum::<f32>());
         }
     }
 }

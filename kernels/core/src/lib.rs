@@ -19,9 +19,9 @@ pub mod math;
 pub mod ops;
 
 pub use activation::{Activations, Form, Q8_BLOCK, Q8K_BLOCK};
-pub use backend::{Backend, Scalar};
+pub use backend::{Backend, Scalar, each_piece, each_row_of_two, rows_per_task};
 pub use dequant::{dequantize_row, widen};
-pub use dot::{LANES, dot_f32};
+pub use dot::{LANES, dot_f32, sum_f32};
 pub use format::Format;
 pub use matmul::{matmul, matmul_rows, unpack_row};
 pub use matrix::{Matrix, MatrixError};

@@ -93,9 +93,8 @@ fn a_token_has_the_same_result_alone_and_among_others() {
 fn kv_rows_round_as_the_reference_does() {
     let (rows, expected) = (floats(golden!("kv.f32")), floats(golden!("kv.rounded.f32")));
     for (row, expected) in rows.chunks(192).zip(expected.chunks(192)) {
-        let mut bytes = Vec::new();
+        let mut bytes = vec![0xff; codec::kv_row_bytes(192, 64)];
         codec::encode_kv(row, 64, &mut bytes);
-        assert_eq!(bytes.len(), codec::kv_row_bytes(192, 64));
         let mut found = vec![f32::NAN; 192];
         codec::decode_kv(&bytes, 64, &mut found);
         assert_eq!(found, expected);
@@ -109,9 +108,8 @@ fn indexer_rows_round_as_the_reference_does() {
         floats(golden!("indexer.rounded.f32")),
     );
     for (row, expected) in rows.chunks(64).zip(expected.chunks(64)) {
-        let (mut row, mut bytes) = (row.to_vec(), Vec::new());
+        let (mut row, mut bytes) = (row.to_vec(), vec![0xff; codec::indexer_row_bytes(64)]);
         codec::encode_indexer(&mut row, &mut bytes);
-        assert_eq!(bytes.len(), codec::indexer_row_bytes(64));
         let mut found = vec![f32::NAN; 64];
         codec::decode_indexer(&bytes, &mut found);
         assert_eq!(found, expected);
@@ -132,11 +130,10 @@ fn bytes_that_are_not_the_shape_are_refused_with_both_counts() {
 proptest! {
     #[test]
     fn a_stored_kv_row_never_changes_its_values_again(row in prop::collection::vec(-1e4f32..1e4, 192)) {
-        let mut bytes = Vec::new();
+        let mut bytes = vec![0xff; codec::kv_row_bytes(192, 64)];
         codec::encode_kv(&row, 64, &mut bytes);
         let (mut once, mut twice) = (vec![0.0; 192], vec![0.0; 192]);
         codec::decode_kv(&bytes, 64, &mut once);
-        bytes.clear();
         codec::encode_kv(&once, 64, &mut bytes);
         codec::decode_kv(&bytes, 64, &mut twice);
         prop_assert_eq!(once, twice);

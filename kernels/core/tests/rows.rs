@@ -8,8 +8,14 @@ const TAIL: usize = 64;
 const INDEXER: usize = 128;
 
 fn kv(row: &[f32]) -> Vec<u8> {
-    let mut bytes = Vec::new();
+    let mut bytes = vec![0xff; codec::kv_row_bytes(WIDTH, TAIL)];
     codec::encode_kv(row, TAIL, &mut bytes);
+    bytes
+}
+
+fn indexer(row: &mut [f32]) -> Vec<u8> {
+    let mut bytes = vec![0xff; codec::indexer_row_bytes(INDEXER)];
+    codec::encode_indexer(row, &mut bytes);
     bytes
 }
 
@@ -42,8 +48,7 @@ proptest! {
 
     #[test]
     fn every_indexer_row_that_is_written_passes(mut row in prop::collection::vec(any_scale(110), INDEXER)) {
-        let mut bytes = Vec::new();
-        codec::encode_indexer(&mut row, &mut bytes);
+        let bytes = indexer(&mut row);
         prop_assert_eq!(codec::check_indexer(&bytes, INDEXER), Ok(()));
         let mut values = vec![f32::NAN; INDEXER];
         codec::decode_indexer(&bytes, &mut values);
@@ -81,8 +86,7 @@ fn scales_below_the_floor_and_beyond_the_largest_are_refused() {
             "exponent byte {refused}"
         );
     }
-    let mut bytes = Vec::new();
-    codec::encode_indexer(&mut [0.0; INDEXER], &mut bytes);
+    let mut bytes = indexer(&mut [0.0; INDEXER]);
     for refused in [0, 255] {
         bytes[INDEXER / 2] = refused;
         assert!(

@@ -3,11 +3,13 @@
 use std::ops::Range;
 
 use ds4_kernels::block::Block;
+use ds4_kernels::ops::Ops;
 use ds4_kernels::{Activations, Backend, Format, Matrix, dequantize_row};
 use thiserror::Error;
 
 use crate::Level;
 use crate::level::{Column, Inner};
+use crate::ops;
 use crate::placement;
 use crate::pool::Pool;
 use crate::shared::Shared;
@@ -39,6 +41,7 @@ pub enum CpuError {
 pub struct Cpu {
     level: Level,
     inner: Inner,
+    ops: &'static Ops,
     pool: Pool,
 }
 
@@ -64,6 +67,7 @@ impl Cpu {
         Ok(Self {
             level: asked,
             inner: Inner::of(asked),
+            ops: ops::of(asked),
             pool: Pool::new(threads.unwrap_or_else(placement::limit).max(1))?,
         })
     }
@@ -169,6 +173,14 @@ impl Backend for Cpu {
 
     fn parallel(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
         self.pool.run(tasks, task);
+    }
+
+    fn threads(&self) -> usize {
+        self.pool.threads()
+    }
+
+    fn ops(&self) -> &'static Ops {
+        self.ops
     }
 
     fn dot(&self, a: &[f32], b: &[f32]) -> f32 {

@@ -12,23 +12,40 @@ pub enum Level {
     Scalar,
     /// AVX2 with fused multiply-add.
     Avx2,
+    /// AVX-512 with byte, vector-length and dot-product instructions (BW, VL, VNNI, VBMI).
+    Avx512,
 }
 
 impl Level {
     /// The best that this machine has.
     #[must_use]
     pub fn detect() -> Self {
-        #[cfg(target_arch = "x86_64")]
-        if std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma") {
-            return Self::Avx2;
-        }
-        Self::Scalar
+        [Self::Avx512, Self::Avx2]
+            .into_iter()
+            .find(|level| level.available())
+            .unwrap_or(Self::Scalar)
     }
 
     /// Whether this machine can run it.
     #[must_use]
     pub fn available(self) -> bool {
-        self == Self::Scalar || self == Self::detect()
+        #[cfg(target_arch = "x86_64")]
+        {
+            let avx2 = std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma");
+            let avx512 = std::is_x86_feature_detected!("avx512bw")
+                && std::is_x86_feature_detected!("avx512vl")
+                && std::is_x86_feature_detected!("avx512vnni")
+                && std::is_x86_feature_detected!("avx512vbmi");
+            match self {
+                Self::Scalar => true,
+                Self::Avx2 => avx2,
+                Self::Avx512 => avx2 && avx512,
+            }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        {
+            self == Self::Scalar
+        }
     }
 }
 
@@ -37,6 +54,7 @@ impl fmt::Display for Level {
         f.write_str(match self {
             Self::Scalar => "scalar",
             Self::Avx2 => "avx2",
+            Self::Avx512 => "avx512",
         })
     }
 }
@@ -105,7 +123,7 @@ impl Inner {
     /// The functions of `level`, or the scalar ones where the machine lacks it.
     pub(crate) fn of(level: Level) -> Self {
         #[cfg(target_arch = "x86_64")]
-        if level == Level::Avx2 && level.available() {
+        if level != Level::Scalar && level.available() {
             return crate::avx2::INNER;
         }
         let _ = level;

@@ -4,9 +4,16 @@
 //! and threads never share a sum.
 
 #[cfg(target_arch = "x86_64")]
+mod attention;
+#[cfg(target_arch = "x86_64")]
 mod avx2;
 mod cpu;
+#[cfg(target_arch = "x86_64")]
+mod indexer;
+#[cfg(target_arch = "x86_64")]
+mod lanes;
 mod level;
+mod ops;
 mod placement;
 mod pool;
 mod shared;

@@ -1,6 +1,7 @@
 //! The model crate as its users see it: one binary, one module per subject.
 #![allow(clippy::unwrap_used)]
 
+mod batch;
 mod exactness;
 mod golden;
 mod plan;

@@ -1,7 +1,9 @@
 //! Received rows: in order, whole, possible, complete; or an error that names what was wrong.
 
 use ds4_gguf::LayerSpan;
-use ds4_kernels::codec::{decode_indexer, decode_kv, encode_indexer, encode_kv};
+use ds4_kernels::codec::{
+    decode_indexer, decode_kv, encode_indexer, encode_kv, indexer_row_bytes, kv_row_bytes,
+};
 use ds4_model::{CompleteKv, Kv, KvError, KvKind, KvLayout, KvStaging, Numerics, TokenHash};
 use proptest::prelude::*;
 
@@ -20,7 +22,7 @@ fn layout() -> KvLayout {
 /// Bytes that the model could have made.
 fn row(layout: &KvLayout, layer: usize, kind: KvKind, seed: u64) -> Vec<u8> {
     let value = |i: u64| ((seed * 31 + i * 7) % 23) as f32 * 0.25 - 2.5;
-    let mut bytes = Vec::new();
+    let mut bytes = vec![0; layout.row_bytes(layer, kind)];
     match kind {
         KvKind::Window | KvKind::Compressed => {
             encode_kv(&(0..96).map(value).collect::<Vec<_>>(), 32, &mut bytes);
@@ -264,7 +266,8 @@ proptest! {
 
     #[test]
     fn a_stored_row_survives_decoding_and_encoding(values in prop::collection::vec(-1e4_f32..1e4, 96)) {
-        let (mut bytes, mut again, mut decoded) = (Vec::new(), Vec::new(), vec![0.0; 96]);
+        let mut bytes = vec![0; kv_row_bytes(96, 32)];
+        let (mut again, mut decoded) = (bytes.clone(), vec![0.0; 96]);
         encode_kv(&values, 32, &mut bytes);
         decode_kv(&bytes, 32, &mut decoded);
         encode_kv(&decoded, 32, &mut again);
@@ -280,7 +283,7 @@ proptest! {
     #[test]
     fn an_indexer_row_keeps_its_direction(values in prop::collection::vec(-10_f32..10.0, 32)) {
         prop_assume!(values.iter().any(|x| x.abs() > 0.5));
-        let (mut bytes, mut decoded, mut row) = (Vec::new(), vec![0.0; 32], values);
+        let (mut bytes, mut decoded, mut row) = (vec![0; indexer_row_bytes(32)], vec![0.0; 32], values);
         encode_indexer(&mut row, &mut bytes);
         decode_indexer(&bytes, &mut decoded);
         let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(x, y)| x * y).sum::<f32>();

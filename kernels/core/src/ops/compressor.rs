@@ -11,24 +11,39 @@ pub struct Slot<'a> {
     pub gates: &'a [f32],
 }
 
+/// Channels that are pooled at a time.
+const STEP: usize = 16;
+
 /// Per channel, the mean of the slots' values weighted by the softmax of their gates; slots ascending.
+#[inline(always)]
 pub fn pool(slots: &[Slot<'_>], out: &mut [f32]) {
-    let mut most = vec![f32::NEG_INFINITY; out.len()];
-    for slot in slots {
-        most.iter_mut()
-            .zip(slot.gates)
-            .for_each(|(most, gate)| *most = most.max(*gate));
+    let whole = out.len() - out.len() % STEP;
+    for from in (0..whole).step_by(STEP) {
+        channels::<STEP>(slots, from, out);
     }
-    let mut sums = vec![0.0f32; out.len()];
-    out.fill(0.0);
+    (whole..out.len()).for_each(|from| channels::<1>(slots, from, out));
+}
+
+#[inline(always)]
+fn channels<const N: usize>(slots: &[Slot<'_>], from: usize, out: &mut [f32]) {
+    let part = |row: &[f32]| -> [f32; N] { std::array::from_fn(|j| row[from..from + N][j]) };
+    let mut most = [f32::NEG_INFINITY; N];
     for slot in slots {
-        for (j, out) in out.iter_mut().enumerate() {
-            let weight = exp(slot.gates[j] - most[j]);
-            sums[j] += weight;
-            *out += weight * slot.values[j];
+        let gates = part(slot.gates);
+        (0..N).for_each(|j| most[j] = most[j].max(gates[j]));
+    }
+    let (mut sum, mut total) = ([0.0f32; N], [0.0f32; N]);
+    for slot in slots {
+        let (gates, values) = (part(slot.gates), part(slot.values));
+        for j in 0..N {
+            let weight = exp(gates[j] - most[j]);
+            total[j] += weight;
+            sum[j] = weight.mul_add(values[j], sum[j]);
         }
     }
-    out.iter_mut().zip(sums).for_each(|(out, sum)| *out /= sum);
+    for (j, out) in out[from..from + N].iter_mut().enumerate() {
+        *out = sum[j] / total[j];
+    }
 }
 
 /// First position whose compressor row is still needed at `frontier`: the open group, and before it one whole group where groups

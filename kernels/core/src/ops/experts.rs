@@ -26,7 +26,8 @@ impl Routing {
             Some(bias) => probabilities.iter().zip(bias).map(|(p, b)| p + b).collect(),
             None => probabilities.to_vec(),
         };
-        Self::chosen(top_k(&biased, used), probabilities, scale)
+        let best = top_k(&biased, used).into_iter().map(|expert| expert as usize);
+        Self::chosen(best.collect(), probabilities, scale)
     }
 
     /// Experts given by the token's id. The weight is the unbiased probability's share, times `scale`.

@@ -1,14 +1,42 @@
 //! Root-mean-square normalisation.
 
-/// `x / sqrt(mean(x^2) + eps) * weight` in place; the sum of squares is taken in `f64`, ascending.
+/// Element `i` of a sum of squares is added to lane `i % SQUARES`; the lanes are folded in a binary tree.
+const SQUARES: usize = 16;
+
+/// `x / sqrt(mean(x^2) + eps) * weight` in place.
+#[inline(always)]
 pub fn rms(x: &mut [f32], weight: Option<&[f32]>, eps: f32) {
-    let squares: f64 = x.iter().map(|x| f64::from(*x) * f64::from(*x)).sum();
-    #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation)] // rounded to f32 once, here
-    let scale = (1.0 / libm::sqrt(squares / x.len() as f64 + f64::from(eps))) as f32;
+    let scale = rms_scale(x, eps);
     match weight {
         Some(weight) => x.iter_mut().zip(weight).for_each(|(x, w)| *x = *x * scale * w),
         None => x.iter_mut().for_each(|x| *x *= scale),
     }
+}
+
+/// `1 / sqrt(mean(x^2) + eps)`. Squares are exact in `f64` and added there.
+#[inline(always)]
+#[must_use]
+pub fn rms_scale(x: &[f32], eps: f32) -> f32 {
+    let mut lanes = [0.0f64; SQUARES];
+    let (full, rest) = x.as_chunks::<SQUARES>();
+    for x in full {
+        for i in 0..SQUARES {
+            lanes[i] += f64::from(x[i]) * f64::from(x[i]);
+        }
+    }
+    for (lane, x) in lanes.iter_mut().zip(rest) {
+        *lane += f64::from(*x) * f64::from(*x);
+    }
+    let mut half = SQUARES / 2;
+    while half > 0 {
+        for i in 0..half {
+            lanes[i] += lanes[i + half];
+        }
+        half /= 2;
+    }
+    #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation)] // rounded to f32 once, here
+    let scale = (1.0 / (lanes[0] / x.len() as f64 + f64::from(eps)).sqrt()) as f32;
+    scale
 }
 
 #[cfg(test)]

@@ -19,10 +19,10 @@ pub struct Yarn {
     pub original_context: f64,
 }
 
-/// Cosines and sines of one position.
+/// Cosines and sines of one position, interleaved: those of a pair beside each other.
 #[derive(Clone, Debug)]
 pub struct Rotation {
-    pairs: Vec<(f32, f32)>,
+    pairs: Vec<f32>,
 }
 
 #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation)] // small indices; angles are f32 by the reference's definition
@@ -54,30 +54,35 @@ impl Rope {
     pub fn at(&self, position: u64) -> Rotation {
         let angle = |theta: &f32| {
             let (sin, cos) = libm::sincos(f64::from(*theta * position as f32));
-            (cos as f32, sin as f32)
+            [cos as f32, sin as f32]
         };
         Rotation {
-            pairs: self.theta.iter().map(angle).collect(),
+            pairs: self.theta.iter().flat_map(angle).collect(),
         }
     }
 }
 
 impl Rotation {
     /// Rotates the tail of one head.
+    #[inline(always)]
     pub fn apply(&self, head: &mut [f32]) {
         self.turn(head, 1.0);
     }
 
     /// Undoes [`Rotation::apply`].
+    #[inline(always)]
     pub fn apply_inverse(&self, head: &mut [f32]) {
         self.turn(head, -1.0);
     }
 
+    #[inline(always)]
     fn turn(&self, head: &mut [f32], direction: f32) {
-        let start = head.len() - 2 * self.pairs.len();
-        for (pair, (cos, sin)) in head[start..].chunks_exact_mut(2).zip(&self.pairs) {
-            let sin = sin * direction;
-            (pair[0], pair[1]) = (pair[0] * cos - pair[1] * sin, pair[0] * sin + pair[1] * cos);
+        let start = head.len() - self.pairs.len();
+        for (pair, angle) in head[start..].chunks_exact_mut(2).zip(self.pairs.chunks_exact(2)) {
+            let (cos, sin) = (angle[0], angle[1] * direction);
+            let (x, y) = (pair[0], pair[1]);
+            pair[0] = x.mul_add(cos, -(y * sin));
+            pair[1] = x.mul_add(sin, y * cos);
         }
     }
 }
