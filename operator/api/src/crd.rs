@@ -6,6 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::Model;
 use crate::pipeline::Pipeline;
+use crate::rollout::{Disruption, FailurePolicy, Rollout};
+use crate::security::{Security, Server};
 use crate::status::DS4DeploymentStatus;
 
 /// Which layers of a DeepSeek V4 model live where, and how requests are served.
@@ -20,6 +22,8 @@ use crate::status::DS4DeploymentStatus;
     shortname = "ds4",
     category = "all",
     derive = "PartialEq",
+    validation = Rule::new("self.spec.pipeline.stages.all(s, self.metadata.name.size() + s.name.size() <= 42)")
+        .message("metadata.name: with the longest stage's name more than 42 characters: pods' names would be too long"),
     scale(
         spec_replicas_path = ".spec.replicas",
         status_replicas_path = ".status.replicas",
@@ -50,9 +54,21 @@ pub struct DS4DeploymentSpec {
     /// How prompts go over the stages.
     #[serde(default)]
     pub handoff: Handoff,
+    /// How pipelines are replaced.
+    #[serde(default)]
+    pub rollout: Rollout,
+    /// When a pipeline that does not come up is given up.
+    #[serde(default)]
+    pub failure_policy: FailurePolicy,
+    /// What a drained node may take at once.
+    #[serde(default)]
+    pub disruption: Disruption,
     /// The HTTP side.
     #[serde(default)]
     pub server: Server,
+    /// Who may talk to whom.
+    #[serde(default)]
+    pub security: Security,
     /// What is recorded.
     #[serde(default)]
     pub observability: Observability,
@@ -150,21 +166,6 @@ impl Default for Handoff {
             on_failure: OnFailure::default(),
             policy: Policy::default(),
         }
-    }
-}
-
-/// The HTTP side.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(default)]
-pub struct Server {
-    /// Port of the client Service.
-    #[schemars(range(min = 1, max = 65535))]
-    pub port: u16,
-}
-
-impl Default for Server {
-    fn default() -> Self {
-        Self { port: 8000 }
     }
 }
 

@@ -4,16 +4,22 @@ mod crd;
 mod model;
 mod names;
 mod pipeline;
+mod rollout;
+mod security;
 mod status;
 
 pub use crd::{
-    Context, DS4Deployment, DS4DeploymentSpec, Handoff, Image, Observability, OnFailure, Policy, Server,
-    crd_yaml,
+    Context, DS4Deployment, DS4DeploymentSpec, Handoff, Image, Observability, OnFailure, Policy, crd_yaml,
 };
 pub use model::{
     FileSource, HttpSource, HuggingFaceSource, ImageSource, Model, ModelSource, Preset, SyntheticSource,
     VolumeClaimSource,
 };
-pub use names::{GROUP, GRPC_PORT, LABEL_NAME, LABEL_REVISION, LABEL_ROLE, LABEL_STAGE, Names};
+pub use names::{
+    ANNOTATION_NUMBER, GROUP, GRPC_PORT, LABEL_MANAGED_BY, LABEL_NAME, LABEL_REVISION, LABEL_ROLE,
+    LABEL_STAGE, MANAGED_BY, Names,
+};
 pub use pipeline::{Backend, Layers, Pipeline, Stage};
+pub use rollout::{Disruption, FailurePolicy, Rollout};
+pub use security::{IssuerRef, Mtls, MtlsMode, SecretKey, Security, Server};
 pub use status::{DS4DeploymentStatus, StageStatus, condition};

@@ -10,6 +10,12 @@ pub const LABEL_STAGE: &str = "ds4.dev/stage";
 pub const LABEL_REVISION: &str = "ds4.dev/revision";
 /// Label that is `prefill` or `output`.
 pub const LABEL_ROLE: &str = "ds4.dev/role";
+/// Kubernetes' own label for the program that looks after an object.
+pub const LABEL_MANAGED_BY: &str = "app.kubernetes.io/managed-by";
+/// Its value on everything that the operator makes.
+pub const MANAGED_BY: &str = "ds4-operator";
+/// Annotation that numbers a deployment's revisions in the order in which they were asked for.
+pub const ANNOTATION_NUMBER: &str = "ds4.dev/revision-number";
 /// gRPC port of a stage.
 pub const GRPC_PORT: u16 = 7400;
 
@@ -48,18 +54,37 @@ impl Names {
         format!("{}-stages", self.name)
     }
 
-    /// The `StatefulSet` of a stage.
+    /// The Secret with the pods' certificate and key.
     #[must_use]
-    pub fn stateful_set(&self, stage: &str) -> String {
-        format!("{}-{stage}", self.name)
+    pub fn tls_secret(&self) -> String {
+        format!("{}-tls", self.name)
     }
 
-    /// Address of pod `ordinal` of a stage; `ordinal` may be a reference to an environment variable.
+    /// The Secret with the authority that the operator keeps for this deployment.
     #[must_use]
-    pub fn address(&self, stage: &str, ordinal: &str) -> String {
+    pub fn authority_secret(&self) -> String {
+        format!("{}-ca", self.name)
+    }
+
+    /// Names under which its stages are reached, for certificates.
+    #[must_use]
+    pub fn certificate_names(&self) -> Vec<String> {
+        let service = format!("{}.{}.svc", self.headless(), self.namespace);
+        vec![format!("*.{service}"), service]
+    }
+
+    /// The `StatefulSet` of a stage in one revision.
+    #[must_use]
+    pub fn stateful_set(&self, stage: &str, revision: &str) -> String {
+        format!("{}-{stage}-{revision}", self.name)
+    }
+
+    /// Address of pod `ordinal` of a stage; both may be references to environment variables.
+    #[must_use]
+    pub fn address(&self, stage: &str, revision: &str, ordinal: &str) -> String {
         format!(
             "{}-{ordinal}.{}.{}.svc:{GRPC_PORT}",
-            self.stateful_set(stage),
+            self.stateful_set(stage, revision),
             self.headless(),
             self.namespace
         )
@@ -80,8 +105,8 @@ mod tests {
     fn addresses_need_no_discovery() {
         let names = Names::new("flash", "llm");
         assert_eq!(
-            names.address("early", "0"),
-            "flash-early-0.flash-stages.llm.svc:7400"
+            names.address("early", "7c9f12ab", "0"),
+            "flash-early-7c9f12ab-0.flash-stages.llm.svc:7400"
         );
         assert_eq!(names.url(8000), "http://flash.llm.svc:8000");
     }

@@ -1,6 +1,6 @@
 //! What is.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -37,12 +37,21 @@ pub struct DS4DeploymentStatus {
     /// `ready/wanted`, for people.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pipelines: Option<String>,
+    /// Pipelines of the update revision.
+    #[serde(default)]
+    pub updated_replicas: i32,
     /// Selects the output pods, for autoscalers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub selector: Option<String>,
-    /// Revision of the pods' templates.
+    /// Revision that serves. While a rollout runs, the one that most ready pipelines have.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub current_revision: Option<String>,
+    /// Revision that the spec asks for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub update_revision: Option<String>,
+    /// When the last pipeline of the update revision became ready, or its rollout began: the progress deadline counts from here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_progress: Option<Time>,
     /// Where clients ask, inside the cluster.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
@@ -66,6 +75,9 @@ pub struct StageStatus {
     pub layers: String,
     /// What computes.
     pub backend: String,
-    /// Pods ready.
+    /// Pods ready, over all revisions.
     pub ready: i32,
+    /// Pods of the update revision.
+    #[serde(default)]
+    pub updated: i32,
 }

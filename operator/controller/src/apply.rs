@@ -1,59 +1,239 @@
-//! Writes objects by server-side apply: fields of others stay theirs.
+//! Writes objects by server-side apply, and only where what stands is not what is wanted: fields of others stay theirs, and at rest
+//! nothing is written.
 
 use std::fmt::Debug;
 
+use ds4_api::DS4Deployment;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use kube::api::{DeleteParams, Patch, PatchParams};
-use kube::core::NamespaceResourceScope;
-use kube::{Api, Client, Resource, ResourceExt};
+use kube::core::{DynamicObject, NamespaceResourceScope};
+use kube::runtime::reflector::{ObjectRef, Store};
+use kube::{Api, Resource, ResourceExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
 
-use crate::build::Prepared;
+use crate::build::{Prepared, certificate_resource, sized};
+use crate::caches::Caches;
 use crate::error::Error;
+use crate::metrics::Metrics;
+use crate::observe::Observed;
+use crate::rollout::{self, Plan};
 
 /// Name of this field manager.
 pub(crate) const MANAGER: &str = "ds4-operator";
 
-/// Applies everything, accounts and services before the pods that need them; removes sets of stages that are gone.
-pub(crate) async fn apply(
-    client: &Client,
-    namespace: &str,
-    prepared: &Prepared,
-    orphans: &[String],
-) -> Result<(), Error> {
-    one(client, namespace, &prepared.service_account).await?;
-    one(client, namespace, &prepared.headless).await?;
-    one(client, namespace, &prepared.client).await?;
-    for set in &prepared.stateful_sets {
-        one(client, namespace, set).await?;
+/// Where objects of one deployment are written.
+pub(crate) struct Writer<'a> {
+    pub(crate) client: kube::Client,
+    pub(crate) caches: &'a Caches,
+    pub(crate) namespace: &'a str,
+    pub(crate) metrics: &'a Metrics,
+}
+
+impl Writer<'_> {
+    /// Accounts, services and policies, before the pods that need them.
+    pub(crate) async fn surroundings(&self, prepared: &Prepared) -> Result<(), Error> {
+        self.one(&self.caches.accounts, &prepared.service_account).await?;
+        self.one(&self.caches.services, &prepared.headless).await?;
+        self.one(&self.caches.services, &prepared.client).await?;
+        self.one(&self.caches.disruptions, &prepared.disruption).await?;
+        if let Some(certificate) = &prepared.certificate {
+            self.certificate(certificate).await?;
+        }
+        let name = prepared.service_account.name_any();
+        match &prepared.network {
+            Some(policy) => self.one(&self.caches.networks, policy).await,
+            None => self.delete(&self.caches.networks, &name).await,
+        }
     }
-    let sets: Api<StatefulSet> = Api::namespaced(client.clone(), namespace);
-    for orphan in orphans {
-        sets.delete(orphan, &DeleteParams::default())
+
+    /// The sets of every revision, each with as many pods as the plan says.
+    pub(crate) async fn sets(
+        &self,
+        prepared: &Prepared,
+        observed: &Observed,
+        plan: &Plan,
+    ) -> Result<(), Error> {
+        let number = observed.number_of_update(&prepared.revision);
+        for set in &prepared.stateful_sets {
+            let output = set
+                .labels()
+                .get(ds4_api::LABEL_ROLE)
+                .is_some_and(|role| role == "output");
+            let replicas = size(observed, plan, &prepared.revision, output);
+            self.one(&self.caches.sets, &sized(set.clone(), replicas, number))
+                .await?;
+        }
+        for set in observed
+            .sets
+            .iter()
+            .filter(|set| set.revision != prepared.revision)
+        {
+            let replicas = size(observed, plan, &set.revision, set.output);
+            if replicas != set.replicas {
+                self.scale(&set.name, replicas).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes sets of forgotten revisions, and those that belong to none.
+    pub(crate) async fn forget(&self, observed: &Observed, revisions: &[String]) -> Result<(), Error> {
+        let forgotten = observed
+            .sets
+            .iter()
+            .filter(|set| revisions.contains(&set.revision))
+            .map(|set| &set.name);
+        for name in forgotten.chain(&observed.orphans) {
+            self.delete(&self.caches.sets, name).await?;
+        }
+        Ok(())
+    }
+
+    async fn one<K>(&self, store: &Store<K>, object: &K) -> Result<(), Error>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+            + Clone
+            + Debug
+            + DeserializeOwned
+            + Serialize
+            + 'static,
+    {
+        let name = object.name_any();
+        let mut intended = serde_json::to_value(object)?;
+        let known = store.get(&ObjectRef::new(&name).within(self.namespace));
+        if let Some(known) = known
+            && covers(&serde_json::to_value(&*known)?, &intended)
+        {
+            return Ok(());
+        }
+        intended["apiVersion"] = K::api_version(&()).into();
+        intended["kind"] = K::kind(&()).into();
+        let api: Api<K> = Api::namespaced(self.client.clone(), self.namespace);
+        api.patch(
+            &name,
+            &PatchParams::apply(MANAGER).force(),
+            &Patch::Apply(&intended),
+        )
+        .await
+        .map_err(Error::api(format!("applying {} {name}", K::kind(&()))))?;
+        self.metrics.wrote(&K::kind(&()));
+        Ok(())
+    }
+
+    async fn certificate(&self, certificate: &DynamicObject) -> Result<(), Error> {
+        let resource = certificate_resource();
+        let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), self.namespace, &resource);
+        let name = certificate.name_any();
+        api.patch(
+            &name,
+            &PatchParams::apply(MANAGER).force(),
+            &Patch::Apply(certificate),
+        )
+        .await
+        .map_err(Error::api(format!(
+            "applying Certificate {name}: is cert-manager installed?"
+        )))?;
+        self.metrics.wrote("Certificate");
+        Ok(())
+    }
+
+    async fn scale(&self, name: &str, replicas: i32) -> Result<(), Error> {
+        let api: Api<StatefulSet> = Api::namespaced(self.client.clone(), self.namespace);
+        let patch = Patch::Merge(json!({"spec": {"replicas": replicas}}));
+        let parameters = PatchParams {
+            field_manager: Some(MANAGER.into()),
+            ..PatchParams::default()
+        };
+        api.patch(name, &parameters, &patch)
             .await
-            .map_err(Error::api(format!("deleting stateful set {orphan}")))?;
+            .map_err(Error::api(format!("scaling StatefulSet {name} to {replicas}")))?;
+        self.metrics.wrote("StatefulSet");
+        Ok(())
     }
+
+    /// Deletes what the cache knows; gone already is as good.
+    async fn delete<K>(&self, store: &Store<K>, name: &str) -> Result<(), Error>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+            + Clone
+            + Debug
+            + DeserializeOwned
+            + 'static,
+    {
+        let Some(known) = store.get(&ObjectRef::new(name).within(self.namespace)) else {
+            return Ok(());
+        };
+        if known.meta().deletion_timestamp.is_some() {
+            return Ok(());
+        }
+        let api: Api<K> = Api::namespaced(self.client.clone(), self.namespace);
+        match api.delete(name, &DeleteParams::background()).await {
+            Ok(_) => self.metrics.wrote(&K::kind(&())),
+            Err(kube::Error::Api(status)) if status.code == 404 => {}
+            Err(error) => return Err(Error::api(format!("deleting {} {name}", K::kind(&())))(error)),
+        }
+        Ok(())
+    }
+}
+
+/// Pods of one set: a prefill stage outlives the output pods that use it.
+fn size(observed: &Observed, plan: &Plan, revision: &str, output: bool) -> i32 {
+    let pipelines = plan.get(revision).copied().unwrap_or(0);
+    let outputs = observed.occupied(revision, |pod| pod.output);
+    rollout::stage_replicas(pipelines, output, outputs)
+}
+
+/// Whether everything that is intended stands. What the API server filled in, and what others added, is not looked at.
+fn covers(found: &Value, intended: &Value) -> bool {
+    match (found, intended) {
+        (Value::Object(found), Value::Object(intended)) => intended.iter().all(|(key, intended)| {
+            intended.is_null() || found.get(key).is_some_and(|found| covers(found, intended))
+        }),
+        (Value::Array(found), Value::Array(intended)) => {
+            found.len() == intended.len()
+                && found
+                    .iter()
+                    .zip(intended)
+                    .all(|(found, intended)| covers(found, intended))
+        }
+        (found, intended) => found == intended,
+    }
+}
+
+/// The status, by server-side apply.
+pub(crate) async fn status(
+    client: &kube::Client,
+    namespace: &str,
+    name: &str,
+    status: &ds4_api::DS4DeploymentStatus,
+) -> Result<(), Error> {
+    let api: Api<DS4Deployment> = Api::namespaced(client.clone(), namespace);
+    let patch = json!({
+        "apiVersion": DS4Deployment::api_version(&()), "kind": DS4Deployment::kind(&()), "status": status,
+    });
+    api.patch_status(name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(&patch))
+        .await
+        .map_err(Error::api("writing the status"))?;
     Ok(())
 }
 
-async fn one<K>(client: &Client, namespace: &str, object: &K) -> Result<(), Error>
-where
-    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
-        + Clone
-        + Debug
-        + DeserializeOwned
-        + Serialize,
-{
-    let api: Api<K> = Api::namespaced(client.clone(), namespace);
-    let what = format!("applying {} {}", K::kind(&()), object.name_any());
-    let parameters = PatchParams::apply(MANAGER).force();
-    let mut object = serde_json::to_value(object)?;
-    object["apiVersion"] = K::api_version(&()).into();
-    object["kind"] = K::kind(&()).into();
-    let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
-    api.patch(&name, &parameters, &Patch::Apply(&object))
-        .await
-        .map_err(Error::api(what))?;
-    Ok(())
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_stands_covers_what_is_wanted_when_only_others_added_to_it() {
+        let wanted = json!({"spec": {"replicas": 2, "template": {"containers": [{"name": "ds4"}]}}});
+        let stands = json!({"spec": {"replicas": 2, "extra": 1, "template": {"containers": [{"name": "ds4", "policy": "x"}]}}, "status": {}});
+        assert!(covers(&stands, &wanted));
+        let mut changed = stands.clone();
+        changed["spec"]["replicas"] = 3.into();
+        assert!(!covers(&changed, &wanted), "another value");
+        let mut more = stands.clone();
+        more["spec"]["template"]["containers"] = json!([{"name": "ds4"}, {"name": "side"}]);
+        assert!(!covers(&more, &wanted), "another list");
+        assert!(!covers(&json!({"spec": {}}), &wanted), "missing");
+    }
 }

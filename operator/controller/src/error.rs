@@ -24,6 +24,12 @@ pub(crate) enum Error {
         /// The answer.
         source: Box<kube::Error>,
     },
+    /// A watch ended for good.
+    #[error("a watch ended")]
+    Watch,
+    /// A certificate cannot be made.
+    #[error("certificate: {0}")]
+    Certificate(#[from] rcgen::Error),
     /// An object cannot be written as JSON.
     #[error("encoding: {0}")]
     Encoding(#[from] serde_json::Error),
@@ -39,11 +45,14 @@ impl Error {
     }
 
     /// The event's reason.
-    pub(crate) const fn reason(&self) -> &'static str {
+    pub(crate) fn reason(&self) -> &'static str {
         match self {
             Self::NoNamespace => "NoNamespace",
             Self::PodTemplate { .. } => "InvalidPodTemplate",
-            Self::Api { .. } => "ApiError",
+            Self::Api { source, .. } if matches!(**source, kube::Error::Api(_)) => "ApiRefused",
+            Self::Api { .. } => "ApiUnreachable",
+            Self::Watch => "WatchEnded",
+            Self::Certificate(_) => "CertificateError",
             Self::Encoding(_) => "EncodingError",
         }
     }

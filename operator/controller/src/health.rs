@@ -1,16 +1,19 @@
-//! `/healthz` and `/readyz` of the operator.
+//! `/healthz`, `/readyz` and `/metrics` of the operator.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
 use axum::Router;
-use axum::http::StatusCode;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
 use axum::routing::get;
 use tokio::net::TcpListener;
 
-/// Serves until the process ends; ready once the first watch answered.
-pub(crate) async fn serve(address: &str, ready: Arc<AtomicBool>) -> Result<()> {
+use crate::metrics::Metrics;
+
+/// Serves until the process ends; ready once the API server answered. A replica that waits for its turn is ready too.
+pub(crate) async fn serve(address: &str, ready: Arc<AtomicBool>, metrics: Arc<Metrics>) -> Result<()> {
     let readiness = move || async move {
         if ready.load(Ordering::Relaxed) {
             (StatusCode::OK, "ready\n")
@@ -21,9 +24,14 @@ pub(crate) async fn serve(address: &str, ready: Arc<AtomicBool>) -> Result<()> {
             )
         }
     };
+    let render = move || async move {
+        let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+        ([(header::CONTENT_TYPE, kind)], metrics.render()).into_response()
+    };
     let router = Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
-        .route("/readyz", get(readiness));
+        .route("/readyz", get(readiness))
+        .route("/metrics", get(render));
     let listener = TcpListener::bind(address)
         .await
         .with_context(|| format!("--listen {address}"))?;

@@ -1,19 +1,33 @@
 //! `ds4-operator`: turns every `DS4Deployment` into pods.
 //!
-//! Reconciliation is a line of steps, each in a file: [`observe`] what exists, [`validate`], [`build`] (pure), [`apply`] (server-side),
-//! [`status`] (pure) and write it.
+//! Reconciliation is a line of steps, each in a file: [`observe`] what stands, [`diagnose`] pods in trouble, [`validate`], [`build`]
+//! what is wanted, judge the [`progress`] of the [`rollout`], [`apply`] the next step, [`probe`] the routes, and write the [`status`].
+//! All but `apply`, `probe` and `certificates` are pure.
 #![allow(clippy::print_stdout)] // `crd` prints its result
 
 mod apply;
 mod build;
+mod caches;
+mod certificates;
 mod check;
+mod conditions;
+mod diagnose;
 mod error;
+mod failpoint;
 mod health;
+mod leader;
+mod metrics;
 mod observe;
+mod probe;
+mod progress;
 mod reconcile;
+mod retry;
+mod rollout;
+mod run;
 mod status;
 mod validate;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -61,21 +75,50 @@ struct RunArguments {
     /// Watch one namespace instead of all.
     #[arg(long, env = "DS4_WATCH_NAMESPACE", value_name = "NAMESPACE")]
     watch_namespace: Option<String>,
+    /// Namespace of the Lease by which one of several replicas is chosen; without it this one reconciles at once.
+    #[arg(long, env = "DS4_LEASE_NAMESPACE", value_name = "NAMESPACE")]
+    lease_namespace: Option<String>,
+    /// Life of the certificates of deployments with security.mtls.mode Managed; replaced after two thirds of it.
+    #[arg(
+        long,
+        env = "DS4_CERTIFICATE_LIFETIME_SECONDS",
+        default_value_t = 90 * 24 * 3600,
+        value_name = "SECONDS",
+        value_parser = clap::value_parser!(u64).range(30..=10 * 365 * 24 * 3600)
+    )]
+    certificate_lifetime_seconds: u64,
+    /// Log lines as text or json.
+    #[arg(long, env = "DS4_LOG_FORMAT", default_value = "text", value_parser = ["text", "json"], value_name = "text|json")]
+    log_format: String,
+    /// For tests: end the process after this step of a reconciliation.
+    #[arg(long, env = "DS4_OPERATOR_END_AFTER", hide = true, value_name = "STEP")]
+    end_after: Option<String>,
 }
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .init();
-    match run(Arguments::parse()).await {
+    let arguments = Arguments::parse();
+    log(matches!(&arguments, Arguments::Run(run) if run.log_format == "json"));
+    match run(arguments).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("ds4-operator: {error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Log lines on standard error; level by `RUST_LOG`.
+fn log(as_json: bool) {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
+    let lines = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr);
+    if as_json {
+        lines.json().init();
+    } else {
+        lines.init();
     }
 }
 
@@ -86,6 +129,6 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
             Ok(())
         }
         Arguments::Check { namespace } => check::run(&namespace).await,
-        Arguments::Run(arguments) => reconcile::run(arguments).await,
+        Arguments::Run(arguments) => run::run(arguments).await,
     }
 }

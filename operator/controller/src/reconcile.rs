@@ -1,192 +1,283 @@
-//! The loop.
+//! One deployment, once: from what is wanted and what stands to the next step.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
-use ds4_api::{DS4Deployment, DS4DeploymentStatus, Names};
-use futures::StreamExt;
-use jiff::Timestamp;
-use k8s_openapi::api::apps::v1::StatefulSet;
-use k8s_openapi::api::core::v1::{Service, ServiceAccount};
-use kube::api::{ListParams, Patch, PatchParams};
-use kube::runtime::controller::{Action, Controller};
-use kube::runtime::events::{Event, EventType, Recorder, Reporter};
-use kube::runtime::watcher;
-use kube::{Api, Client, Resource, ResourceExt};
-use serde_json::json;
+use ds4_api::{DS4Deployment, DS4DeploymentStatus, MtlsMode, Names, condition};
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::runtime::controller::Action;
+use kube::runtime::events::{Event, EventType, Recorder};
+use kube::{Client, Resource, ResourceExt};
 
-use crate::apply::{self, MANAGER};
-use crate::build::{Defaults, build};
+use crate::apply::{self, Writer};
+use crate::build::{Defaults, Prepared, build};
+use crate::caches::Caches;
+use crate::diagnose::diagnose;
 use crate::error::Error;
-use crate::observe::observe;
-use crate::status::{Facts, status};
-use crate::validate::{Blocked, validate};
-use crate::{RunArguments, health};
+use crate::failpoint::Failpoint;
+use crate::metrics::Metrics;
+use crate::observe::Observed;
+use crate::progress::{Progress, progress};
+use crate::rollout::{Generation, Goal, complete, forgotten, plan};
+use crate::status::{Facts, Rollout, status};
+use crate::validate::validate;
+use crate::{certificates, probe, retry};
 
-/// A failed reconciliation is tried again after this.
-const RETRY: Duration = Duration::from_secs(5);
-/// Everything is looked at again after this, should a watch have missed something.
-const RESYNC: Duration = Duration::from_secs(300);
+/// Everything is looked at again after about this, should a watch have missed something.
+const RESYNC: Duration = Duration::from_secs(1800);
+/// A route that is not complete is asked for again after this: nothing in the cluster tells when it is.
+const ASK_AGAIN: Duration = Duration::from_secs(3);
 
-struct Context {
-    client: Client,
-    recorder: Recorder,
-    defaults: Defaults,
+/// What every reconciliation needs.
+pub(crate) struct Context {
+    pub(crate) client: Client,
+    pub(crate) caches: Caches,
+    pub(crate) recorder: Recorder,
+    pub(crate) defaults: Defaults,
+    pub(crate) certificate_lifetime: SignedDuration,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) retries: retry::Retries,
+    pub(crate) failpoint: Failpoint,
 }
 
-/// Reconciles until a signal.
-pub(crate) async fn run(arguments: RunArguments) -> Result<()> {
-    let client = Client::try_default()
-        .await
-        .context("the API server: no cluster configuration")?;
-    let namespace = arguments.watch_namespace.as_deref();
-    let deployments: Api<DS4Deployment> = scoped(&client, namespace);
-    let ready = Arc::new(AtomicBool::new(false));
-    tokio::spawn({
-        let (address, ready) = (arguments.listen.clone(), Arc::clone(&ready));
-        async move {
-            if let Err(error) = health::serve(&address, ready).await {
-                tracing::error!(%error, "health server");
-            }
-        }
-    });
-    let listed = deployments.list(&ListParams::default().limit(1)).await;
-    listed.context("listing DS4Deployments: is the CustomResourceDefinition installed? (ds4-operator crd | kubectl apply -f -)")?;
-    ready.store(true, Ordering::Relaxed);
-    let reporter = Reporter {
-        controller: MANAGER.into(),
-        instance: std::env::var("POD_NAME").ok(),
-    };
-    let defaults = Defaults {
-        image: arguments.engine_image.clone(),
-        pull_policy: arguments.engine_image_pull_policy.clone(),
-    };
-    let context = Arc::new(Context {
-        recorder: Recorder::new(client.clone(), reporter),
-        client: client.clone(),
-        defaults,
-    });
-    tracing::info!(image = %arguments.engine_image, namespace = namespace.unwrap_or("all"), "operator runs");
-    Controller::new(deployments, watcher::Config::default())
-        .owns(
-            scoped::<StatefulSet>(&client, namespace),
-            watcher::Config::default(),
-        )
-        .owns(scoped::<Service>(&client, namespace), watcher::Config::default())
-        .owns(
-            scoped::<ServiceAccount>(&client, namespace),
-            watcher::Config::default(),
-        )
-        .shutdown_on_signal()
-        .run(reconcile, failed, context)
-        .for_each(|result| async move {
-            if let Err(error) = result {
-                tracing::debug!(%error, "reconciliation");
-            }
-        })
-        .await;
-    Ok(())
-}
-
-fn scoped<K>(client: &Client, namespace: Option<&str>) -> Api<K>
-where
-    K: Resource<Scope = kube::core::NamespaceResourceScope, DynamicType = ()>,
-{
-    namespace.map_or_else(
-        || Api::all(client.clone()),
-        |namespace| Api::namespaced(client.clone(), namespace),
-    )
-}
-
-async fn reconcile(deployment: Arc<DS4Deployment>, context: Arc<Context>) -> Result<Action, Error> {
+/// Takes one step for a deployment.
+pub(crate) async fn reconcile(
+    deployment: Arc<DS4Deployment>,
+    context: Arc<Context>,
+) -> Result<Action, Error> {
     if deployment.metadata.deletion_timestamp.is_some() {
         // Owner references clean up.
         return Ok(Action::await_change());
     }
-    let namespace = deployment.namespace().ok_or(Error::NoNamespace)?;
-    let names = Names::new(deployment.name_any(), namespace);
-    let blocked = validate(&deployment.spec).err();
-    let prepared = if blocked.is_none() {
-        Some(build(&deployment, &names, &context.defaults)?)
-    } else {
-        None
-    };
-    let observed = observe(&context.client, &names).await?;
-    if let Some(prepared) = &prepared {
-        apply::apply(
-            &context.client,
-            names.namespace(),
-            prepared,
-            &observed.orphans(&deployment, &names),
-        )
-        .await?;
-    }
-    let revision = prepared.as_ref().map(|prepared| prepared.revision.as_str());
-    let facts = Facts {
-        deployment: &deployment,
-        names: &names,
-        observed: &observed,
-        revision,
-        blocked: blocked.as_ref(),
-        now: Timestamp::now(),
-    };
-    write(&context, &deployment, &names, status(&facts)).await?;
-    if let Some(Blocked::Model(reason, message) | Blocked::Pipeline(reason, message)) = &blocked {
-        publish(&context, &deployment, EventType::Warning, reason, message).await;
-    }
-    Ok(Action::requeue(RESYNC))
+    let started = Instant::now();
+    let next = step(&deployment, &context).await?;
+    context.metrics.reconciled(started.elapsed());
+    context.retries.forget(&deployment);
+    Ok(Action::requeue(next))
 }
 
-/// Writes the status when it differs, and an event for every condition that changed.
+/// A rollout's inputs and its verdict.
+struct Judged {
+    old: Vec<Generation>,
+    new: Generation,
+    progress: Progress,
+    complete: bool,
+}
+
+async fn step(deployment: &DS4Deployment, context: &Context) -> Result<Duration, Error> {
+    let namespace = deployment.namespace().ok_or(Error::NoNamespace)?;
+    let names = Names::new(deployment.name_any(), namespace);
+    let now = now();
+    let observed = Observed::read(&names, &context.caches.sets, &context.caches.pods);
+    context.failpoint.pass("observed");
+    let troubles = diagnose(&observed.pods, deployment.spec.failure_policy.max_restarts);
+    let blocked = validate(&deployment.spec).err();
+    let mut due = vec![retry::spread(RESYNC)];
+    let mut judged = None;
+    if blocked.is_none() {
+        let prepared = build(deployment, &names, &context.defaults)?;
+        context.failpoint.pass("built");
+        let verdict = judge(deployment, &observed, &prepared, &troubles, now);
+        due.extend(
+            verdict
+                .progress
+                .due(&deployment.spec, now)
+                .map(Duration::from_secs),
+        );
+        due.extend(certificate(deployment, context, &names, now).await?);
+        write(deployment, context, &names, &observed, &prepared, &verdict).await?;
+        judged = Some(verdict);
+    }
+    let routes = probe::routes(&observed.pods).await;
+    context.failpoint.pass("probed");
+    let facts = Facts {
+        deployment,
+        names: &names,
+        observed: &observed,
+        rollout: judged.as_ref().map(Judged::facts),
+        blocked: blocked.as_ref(),
+        troubles: &troubles,
+        routes: &routes,
+        now,
+    };
+    let status = status(&facts);
+    if asks_again(&status) {
+        due.push(ASK_AGAIN);
+    }
+    publish_status(context, deployment, &names, &status).await?;
+    context.failpoint.pass("status");
+    Ok(due.into_iter().min().unwrap_or(RESYNC))
+}
+
+/// Whole seconds: finer ones would make every status differ.
+fn now() -> Timestamp {
+    Timestamp::from_second(Timestamp::now().as_second()).unwrap_or(Timestamp::UNIX_EPOCH)
+}
+
+fn judge(
+    deployment: &DS4Deployment,
+    observed: &Observed,
+    prepared: &Prepared,
+    troubles: &[crate::diagnose::Trouble],
+    now: Timestamp,
+) -> Judged {
+    let (old, new) = (
+        observed.others(&prepared.revision),
+        observed.generation(&prepared.revision),
+    );
+    let progress = progress(&deployment.spec, deployment.status.as_ref(), &new, troubles, now);
+    let complete = complete(deployment.spec.replicas, &old, &new);
+    Judged {
+        old,
+        new,
+        progress,
+        complete,
+    }
+}
+
+impl Judged {
+    fn facts(&self) -> Rollout<'_> {
+        Rollout {
+            old: &self.old,
+            new: &self.new,
+            progress: &self.progress,
+            complete: self.complete,
+        }
+    }
+}
+
+/// The pods' certificate, where the operator keeps it; returns when to look at it again.
+async fn certificate(
+    deployment: &DS4Deployment,
+    context: &Context,
+    names: &Names,
+    now: Timestamp,
+) -> Result<Option<Duration>, Error> {
+    if deployment.spec.security.mtls.mode != MtlsMode::Managed {
+        return Ok(None);
+    }
+    let lifetime = context.certificate_lifetime;
+    let left = certificates::ensure(&context.client, deployment, names, lifetime, now).await?;
+    context.failpoint.pass("certified");
+    Ok(Some(Duration::from_secs(left)))
+}
+
 async fn write(
+    deployment: &DS4Deployment,
+    context: &Context,
+    names: &Names,
+    observed: &Observed,
+    prepared: &Prepared,
+    judged: &Judged,
+) -> Result<(), Error> {
+    let goal = Goal::new(&deployment.spec, judged.progress.stopped());
+    let next = plan(goal, &judged.old, &judged.new);
+    let writer = Writer {
+        client: context.client.clone(),
+        caches: &context.caches,
+        namespace: names.namespace(),
+        metrics: &context.metrics,
+    };
+    writer.surroundings(prepared).await?;
+    context.failpoint.pass("surroundings");
+    writer.sets(prepared, observed, &next).await?;
+    context.failpoint.pass("sets");
+    for generation in judged.old.iter().chain([&judged.new]) {
+        let wanted = next.get(&generation.revision).copied().unwrap_or(0);
+        if wanted != generation.desired {
+            let note = format!(
+                "revision {}: from {} to {wanted} pipelines",
+                generation.revision, generation.desired
+            );
+            publish(context, deployment, EventType::Normal, "PipelinesScaled", &note).await;
+        }
+    }
+    let limit = deployment.spec.rollout.revision_history_limit;
+    writer.forget(observed, &forgotten(&judged.old, limit)).await?;
+    context.failpoint.pass("forgotten");
+    Ok(())
+}
+
+/// Whether an output pod has yet to say that its route is complete.
+fn asks_again(status: &DS4DeploymentStatus) -> bool {
+    status.replicas > 0
+        && status
+            .conditions
+            .iter()
+            .any(|known| known.type_ == condition::HANDOFF_READY && known.status == "False")
+}
+
+/// Writes the status when it differs, and an event for every condition that holds no longer, holds again, or for another reason.
+async fn publish_status(
     context: &Context,
     deployment: &DS4Deployment,
     names: &Names,
-    status: DS4DeploymentStatus,
+    status: &DS4DeploymentStatus,
 ) -> Result<(), Error> {
-    if deployment.status.as_ref() == Some(&status) {
+    let before = deployment.status.as_ref();
+    if before == Some(status) {
         return Ok(());
     }
-    let api: Api<DS4Deployment> = Api::namespaced(context.client.clone(), names.namespace());
-    let patch = json!({
-        "apiVersion": DS4Deployment::api_version(&()), "kind": DS4Deployment::kind(&()), "status": status,
-    });
-    let parameters = PatchParams::apply(MANAGER).force();
-    api.patch_status(names.name(), &parameters, &Patch::Apply(&patch))
-        .await
-        .map_err(Error::api("writing the status"))?;
-    let before = deployment.status.as_ref();
-    for condition in &status.conditions {
-        let known = before.and_then(|before| {
-            before
-                .conditions
-                .iter()
-                .find(|known| known.type_ == condition.type_)
-        });
-        if known.is_none_or(|known| known.status != condition.status)
-            && condition.type_ == ds4_api::condition::AVAILABLE
-        {
-            publish(
-                context,
-                deployment,
-                EventType::Normal,
-                &condition.reason,
-                &condition.message,
-            )
-            .await;
+    apply::status(&context.client, names.namespace(), names.name(), status).await?;
+    context.metrics.wrote("Status");
+    for known in &status.conditions {
+        let old = before.and_then(|before| before.conditions.iter().find(|old| old.type_ == known.type_));
+        if is_news(old, known) {
+            let note = format!("{}={}: {}", known.type_, known.status, known.message);
+            publish(context, deployment, severity(known), &known.reason, &note).await;
         }
     }
     Ok(())
 }
+
+/// Reasons that pass by themselves while pods come up: not worth an event unless the condition held before.
+const ON_THE_WAY: [&str; 6] = [
+    "NoPipelineAnswers",
+    "FewerThanWanted",
+    "StagesNotReady",
+    "NoRoute",
+    "RouteUnknown",
+    "RouteIncomplete",
+];
+
+/// Whether a condition's change is worth an event. `PipelineReady` says what `Degraded` says.
+fn is_news(old: Option<&Condition>, known: &Condition) -> bool {
+    if known.type_ == condition::PIPELINE_READY {
+        return false;
+    }
+    let passing = ON_THE_WAY.contains(&known.reason.as_str());
+    match old {
+        None => !passing,
+        Some(old) if old.status != known.status => true,
+        Some(old) => old.reason != known.reason && !passing,
+    }
+}
+
+/// A condition that is as people want it is normal; so is one that is merely on its way.
+fn severity(known: &Condition) -> EventType {
+    let wanted = match known.type_.as_str() {
+        condition::DEGRADED => "False",
+        condition::PROGRESSING => known.status.as_str(),
+        _ => "True",
+    };
+    let stopped = ["MaxRestartsExceeded", "ProgressDeadlineExceeded"].contains(&known.reason.as_str());
+    if known.status == wanted && !stopped {
+        EventType::Normal
+    } else {
+        EventType::Warning
+    }
+}
+
+/// The longest note that the API server takes.
+const LONGEST_NOTE: usize = 1000;
 
 /// Events are for people: one that cannot be written is logged and forgotten.
 async fn publish(context: &Context, deployment: &DS4Deployment, type_: EventType, reason: &str, note: &str) {
     let event = Event {
         type_,
         reason: reason.into(),
-        note: Some(note.into()),
+        note: Some(note.chars().take(LONGEST_NOTE).collect()),
         action: "Reconcile".into(),
         secondary: None,
     };
@@ -199,9 +290,15 @@ async fn publish(context: &Context, deployment: &DS4Deployment, type_: EventType
     }
 }
 
-fn failed(deployment: Arc<DS4Deployment>, error: &Error, context: Arc<Context>) -> Action {
-    tracing::warn!(%error, deployment = %deployment.name_any(), "reconciliation failed");
+/// Says what failed, and tries again later and later.
+pub(crate) fn failed(deployment: Arc<DS4Deployment>, error: &Error, context: Arc<Context>) -> Action {
+    let again = context.retries.after(&deployment);
     let (reason, note) = (error.reason(), error.to_string());
+    tracing::warn!(
+        %error, reason, deployment = %deployment.name_any(), namespace = deployment.namespace(), ?again,
+        "reconciliation failed"
+    );
+    context.metrics.failed(reason);
     tokio::spawn(async move { publish(&context, &deployment, EventType::Warning, reason, &note).await });
-    Action::requeue(RETRY)
+    Action::requeue(again)
 }

@@ -11,6 +11,14 @@ pub(crate) enum Blocked {
     Pipeline(&'static str, String),
 }
 
+impl Blocked {
+    /// What the conditions say.
+    pub(crate) fn reason(&self) -> (&'static str, String) {
+        let (Self::Model(reason, message) | Self::Pipeline(reason, message)) = self;
+        (reason, message.clone())
+    }
+}
+
 /// Checks a deployment; nothing is created while it is blocked.
 pub(crate) fn validate(spec: &DS4DeploymentSpec) -> Result<(), Blocked> {
     if let Some(source) = unsupported(&spec.model.source) {
@@ -31,6 +39,11 @@ pub(crate) fn validate(spec: &DS4DeploymentSpec) -> Result<(), Blocked> {
         );
         return Err(Blocked::Pipeline("BackendNotSupportedYet", message));
     }
+    layers(spec)
+}
+
+/// Holds the schema's rules once more.
+fn layers(spec: &DS4DeploymentSpec) -> Result<(), Blocked> {
     let stages = spec.pipeline.ordered();
     let follows = stages.windows(2).all(|pair| {
         pair[0]

@@ -1,16 +1,28 @@
 //! From the resource to the objects that it owns. Pure: no client, no clock.
 
+mod arguments;
+mod certificate;
+mod model;
 mod pod;
+mod policy;
+mod secrets;
 mod service;
 mod stateful_set;
 
-use ds4_api::{DS4Deployment, Names};
+use ds4_api::{DS4Deployment, LABEL_MANAGED_BY, MANAGED_BY, Names};
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{Service, ServiceAccount};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::Resource;
+use kube::core::DynamicObject;
+use serde_json::Value;
 
 use crate::error::Error;
+pub(crate) use certificate::resource as certificate_resource;
+pub(crate) use pod::HTTP_PORT;
+pub(crate) use stateful_set::sized;
 
 /// What the operator brings along.
 #[derive(Clone, Debug)]
@@ -27,7 +39,11 @@ pub(crate) struct Prepared {
     pub(crate) service_account: ServiceAccount,
     pub(crate) headless: Service,
     pub(crate) client: Service,
-    /// In layer order.
+    pub(crate) disruption: PodDisruptionBudget,
+    pub(crate) network: Option<NetworkPolicy>,
+    /// cert-manager's `Certificate`, in that mode.
+    pub(crate) certificate: Option<DynamicObject>,
+    /// In layer order, without pods: [`sized`] gives them some.
     pub(crate) stateful_sets: Vec<StatefulSet>,
     pub(crate) revision: String,
 }
@@ -38,35 +54,45 @@ pub(crate) fn build(
     names: &Names,
     defaults: &Defaults,
 ) -> Result<Prepared, Error> {
+    let revision = revision(&serde_json::to_vec(&templates(deployment, names, defaults, "")?)?);
     let stages = deployment.spec.pipeline.ordered();
-    let templates = stages
-        .iter()
-        .map(|stage| pod::template(deployment, stage, names, defaults))
-        .collect::<Result<Vec<_>, _>>()?;
-    let revision = revision(&serde_json::to_vec(&templates)?);
     let stateful_sets = stages
         .iter()
-        .zip(templates)
+        .zip(templates(deployment, names, defaults, &revision)?)
         .map(|(stage, template)| stateful_set::build(deployment, stage, names, template, &revision))
         .collect::<Result<_, _>>()?;
     Ok(Prepared {
         service_account: service::account(deployment, names),
         headless: service::headless(deployment, names),
         client: service::client(deployment, names),
+        disruption: policy::disruption(deployment, names)?,
+        network: policy::network(deployment, names)?,
+        certificate: certificate::build(deployment, names)?,
         stateful_sets,
         revision,
     })
 }
 
+/// Pod templates in layer order.
+fn templates(
+    deployment: &DS4Deployment,
+    names: &Names,
+    defaults: &Defaults,
+    revision: &str,
+) -> Result<Vec<Value>, Error> {
+    let stages = deployment.spec.pipeline.ordered();
+    stages
+        .iter()
+        .map(|stage| pod::template(deployment, stage, names, defaults, revision))
+        .collect()
+}
+
 /// Metadata of an owned object: deleting the deployment deletes it.
-fn metadata(deployment: &DS4Deployment, names: &Names, name: String) -> ObjectMeta {
+pub(crate) fn metadata(deployment: &DS4Deployment, names: &Names, name: String) -> ObjectMeta {
     let owner: Option<OwnerReference> = deployment.controller_owner_ref(&());
     let labels = [
         ("app.kubernetes.io/name".to_owned(), "ds4".to_owned()),
-        (
-            "app.kubernetes.io/managed-by".to_owned(),
-            "ds4-operator".to_owned(),
-        ),
+        (LABEL_MANAGED_BY.to_owned(), MANAGED_BY.to_owned()),
         (ds4_api::LABEL_NAME.to_owned(), names.name().to_owned()),
     ];
     ObjectMeta {
@@ -78,12 +104,12 @@ fn metadata(deployment: &DS4Deployment, names: &Names, name: String) -> ObjectMe
     }
 }
 
-/// Ten hex digits of FNV-1a 64 over the templates: equal templates, equal revision.
+/// Eight hex digits of FNV-1a 64 over the templates: equal templates, equal revision.
 fn revision(templates: &[u8]) -> String {
     let hash = templates.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
     });
-    format!("{hash:016x}")[..10].to_owned()
+    format!("{hash:016x}")[..8].to_owned()
 }
 
 #[cfg(test)]
@@ -132,8 +158,11 @@ pub(crate) mod tests {
             "{}",
             all[2]
         );
-        let stages = "quickstart-early-$(DS4_ORDINAL).quickstart-stages.llm.svc:7400,quickstart-middle-$(DS4_ORDINAL).quickstart-stages.llm.svc:7400";
-        assert!(all[2].contains(stages), "{}", all[2]);
+        let revision = &objects.revision;
+        let stages = ["early", "middle"].map(|stage| {
+            format!("quickstart-{stage}-{revision}-$(DS4_ORDINAL).quickstart-stages.llm.svc:7400")
+        });
+        assert!(all[2].contains(&stages.join(",")), "{}", all[2]);
     }
 
     #[test]
@@ -203,5 +232,84 @@ pub(crate) mod tests {
                 .expect("arguments")[0],
             "synth"
         );
+    }
+
+    #[test]
+    fn a_revision_is_everything_that_decides_a_pod_and_nothing_else() {
+        let revision = |change: &dyn Fn(&mut DS4Deployment)| {
+            let mut deployment = quickstart();
+            change(&mut deployment);
+            prepared(&deployment).revision
+        };
+        let same = revision(&|_| {});
+        assert_eq!(revision(&|d| d.spec.rollout.max_surge = 3), same);
+        assert_eq!(revision(&|d| d.spec.server.port = 9000), same);
+        assert_eq!(revision(&|d| d.spec.rollout.paused = true), same);
+        let image = ds4_api::Image {
+            repository: "ds4".into(),
+            tag: Some("2".into()),
+            digest: None,
+            pull_policy: None,
+        };
+        assert_ne!(revision(&|d| d.spec.image = Some(image.clone())), same);
+        assert_ne!(revision(&|d| d.spec.pipeline.stages[1].name = "mid".into()), same);
+        assert_ne!(
+            revision(&|d| d.spec.security.mtls.mode = ds4_api::MtlsMode::Managed),
+            same
+        );
+        assert_ne!(revision(&|d| d.spec.handoff.timeout_seconds = 7), same);
+    }
+
+    #[test]
+    fn secrets_are_mounted_where_they_are_needed_and_never_in_the_environment() {
+        let mut deployment = quickstart();
+        deployment.spec.security.mtls.mode = ds4_api::MtlsMode::Managed;
+        deployment.spec.server.api_keys_secret_ref = Some(ds4_api::SecretKey {
+            name: "users".into(),
+            key: "list".into(),
+        });
+        let objects = prepared(&deployment);
+        let all: Vec<String> = objects
+            .stateful_sets
+            .iter()
+            .map(|set| arguments(set).join(" "))
+            .collect();
+        assert!(
+            all.iter().all(|arguments| arguments.contains("--tls-dir /tls")),
+            "{all:?}"
+        );
+        assert!(
+            all[2].contains("--api-keys-file /keys/keys") && !all[0].contains("keys"),
+            "{all:?}"
+        );
+        let text = serde_json::to_string(&objects.stateful_sets).expect("JSON");
+        assert!(
+            text.contains("quickstart-tls") && !text.contains("secretKeyRef"),
+            "{text}"
+        );
+        assert!(!text.contains("quickstart-ca"), "no pod sees the authority's key");
+    }
+
+    #[test]
+    fn output_pods_drain_and_nobody_else_reaches_a_stage() {
+        let objects = prepared(&quickstart());
+        let output = &objects.stateful_sets[2]
+            .spec
+            .template
+            .spec
+            .clone()
+            .expect("a pod");
+        assert_eq!(output.termination_grace_period_seconds, Some(305));
+        assert!(output.containers[0].lifecycle.is_some());
+        let network = objects.network.expect("a policy").spec.expect("its rules");
+        let ingress = network.ingress.expect("rules");
+        assert_eq!(ingress.len(), 2);
+        let from = ingress[0].from.as_ref().expect("peers");
+        assert_eq!(from.len(), 1, "{from:?}");
+        let mut open = quickstart();
+        open.spec.security.network_policy = false;
+        assert!(prepared(&open).network.is_none());
+        let budget = objects.disruption.spec.expect("its rules");
+        assert!(budget.max_unavailable.is_some());
     }
 }

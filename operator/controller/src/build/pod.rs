@@ -1,22 +1,25 @@
 //! The pod of a stage.
 
 use ds4_api::{
-    DS4Deployment, GRPC_PORT, LABEL_NAME, LABEL_ROLE, LABEL_STAGE, ModelSource, Names, OnFailure, Policy,
-    Stage,
+    DS4Deployment, GRPC_PORT, LABEL_MANAGED_BY, LABEL_NAME, LABEL_ROLE, LABEL_STAGE, MANAGED_BY, Names, Stage,
 };
 use serde_json::{Value, json};
 
-use super::Defaults;
+use super::arguments::{arguments, env};
+use super::model::{Mounted, mounted};
+use super::{Defaults, secrets};
 use crate::error::Error;
 
 /// Port of the output pod's HTTP side inside the pod.
-const HTTP_PORT: u16 = 8000;
+pub(crate) const HTTP_PORT: u16 = 8000;
+/// Its name in the pod.
+pub(crate) const HTTP_PORT_NAME: &str = "http";
 /// User and group of the image (distroless's `nonroot`).
 const USER: i64 = 65532;
-/// Where the model lies in the container.
-const MODEL: &str = "/models/model.gguf";
 /// Probes give a pod this many periods of ten seconds to load: 45 minutes for the largest files on slow disks.
 const LOADING_PERIODS: i32 = 270;
+/// A leaving output pod goes on taking requests for this many seconds: until every node's proxy has learned that it leaves.
+const NOTICE_SECONDS: i32 = 5;
 
 /// The pod template as JSON; what the user gives is merged over it.
 pub(super) fn template(
@@ -24,49 +27,38 @@ pub(super) fn template(
     stage: &Stage,
     names: &Names,
     defaults: &Defaults,
+    revision: &str,
 ) -> Result<Value, Error> {
     let output = stage.layers.last.is_none();
-    let model = model(&deployment.spec.model.source);
+    let model = mounted(&deployment.spec.model.source);
+    let mut mounts = vec![model.mount.clone()];
+    let mut volumes = vec![model.volume.clone()];
+    secrets::mount(deployment, names, output, &mut volumes, &mut mounts);
     let mut container = json!({
         "name": "ds4",
         "image": image(deployment, defaults),
         "imagePullPolicy": pull_policy(deployment, defaults),
-        "args": if output { serve(deployment, stage, names, &model.path) } else { prefill(deployment, stage, &model.path) },
+        "args": arguments(deployment, stage, names, revision, &model.path),
         "env": env(deployment),
-        "ports": [if output { json!({"name": "http", "containerPort": HTTP_PORT}) } else { json!({"name": "grpc", "containerPort": GRPC_PORT}) }],
+        "ports": [if output { json!({"name": HTTP_PORT_NAME, "containerPort": HTTP_PORT}) } else { json!({"name": "grpc", "containerPort": GRPC_PORT}) }],
         "securityContext": container_security(),
-        "volumeMounts": [model.mount],
+        "volumeMounts": mounts,
+        // Of a process that failed the last lines say why; the operator reads them.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
     });
     probes(&mut container, output);
+    if output {
+        container["lifecycle"] = json!({"preStop": {"sleep": {"seconds": NOTICE_SECONDS}}});
+    }
     if let Some(resources) = &stage.resources {
         container["resources"] = resources.clone();
     }
-    let role = if output { "output" } else { "prefill" };
     let mut template = json!({
-        "metadata": {"labels": {
-            "app.kubernetes.io/name": "ds4", LABEL_NAME: names.name(), LABEL_STAGE: stage.name, LABEL_ROLE: role,
-        }},
-        "spec": {
-            "serviceAccountName": names.name(),
-            "automountServiceAccountToken": false,
-            "securityContext": {
-                "runAsNonRoot": true, "runAsUser": USER, "runAsGroup": USER, "fsGroup": USER, "seccompProfile": {"type": "RuntimeDefault"},
-            },
-            "affinity": apart(names),
-            "containers": [container],
-            "volumes": [model.volume],
-            "terminationGracePeriodSeconds": 60,
-        },
+        "metadata": {"labels": labels(stage, names)},
+        "spec": pod(deployment, names, container, volumes),
     });
-    if let Some(arguments) = model.writer {
-        template["spec"]["initContainers"] = json!([{
-            "name": "model",
-            "image": image(deployment, defaults),
-            "imagePullPolicy": pull_policy(deployment, defaults),
-            "args": arguments,
-            "securityContext": container_security(),
-            "volumeMounts": [{"name": "model", "mountPath": "/models"}],
-        }]);
+    if let Some(writer) = writer(deployment, defaults, &model) {
+        template["spec"]["initContainers"] = json!([writer]);
     }
     if let Some(extra) = &stage.pod_template {
         if !extra.is_object() {
@@ -78,6 +70,46 @@ pub(super) fn template(
         merge(&mut template, extra);
     }
     Ok(template)
+}
+
+/// Labels by which a stage's pods are found, whatever their revision.
+pub(super) fn labels(stage: &Stage, names: &Names) -> Value {
+    json!({
+        "app.kubernetes.io/name": "ds4",
+        LABEL_MANAGED_BY: MANAGED_BY,
+        LABEL_NAME: names.name(),
+        LABEL_STAGE: stage.name,
+        LABEL_ROLE: if stage.layers.last.is_none() { "output" } else { "prefill" },
+    })
+}
+
+fn pod(deployment: &DS4Deployment, names: &Names, container: Value, volumes: Vec<Value>) -> Value {
+    json!({
+        "serviceAccountName": names.name(),
+        "automountServiceAccountToken": false,
+        "enableServiceLinks": false,
+        "securityContext": {
+            "runAsNonRoot": true, "runAsUser": USER, "runAsGroup": USER, "fsGroup": USER, "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "affinity": apart(names),
+        "containers": [container],
+        "volumes": volumes,
+        "terminationGracePeriodSeconds": deployment.spec.rollout.drain_timeout_seconds + NOTICE_SECONDS,
+    })
+}
+
+/// The container that writes the model before the engine starts, where one does.
+fn writer(deployment: &DS4Deployment, defaults: &Defaults, model: &Mounted) -> Option<Value> {
+    let arguments = model.writer.as_ref()?;
+    Some(json!({
+        "name": "model",
+        "image": image(deployment, defaults),
+        "imagePullPolicy": pull_policy(deployment, defaults),
+        "args": arguments,
+        "securityContext": container_security(),
+        "volumeMounts": [{"name": "model", "mountPath": "/models"}],
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+    }))
 }
 
 /// Objects merge key by key, lists of named things by name; anything else is replaced.
@@ -103,49 +135,6 @@ fn merge(base: &mut Value, extra: &Value) {
     }
 }
 
-/// How the model's file comes into the pod.
-struct Mounted {
-    path: String,
-    volume: Value,
-    mount: Value,
-    /// Arguments of the container that writes it first.
-    writer: Option<Vec<String>>,
-}
-
-fn model(source: &ModelSource) -> Mounted {
-    if let Some(claim) = &source.persistent_volume_claim {
-        return Mounted {
-            path: format!("/models/{}", claim.path.trim_start_matches('/')),
-            volume: json!({"name": "model", "persistentVolumeClaim": {"claimName": claim.claim_name, "readOnly": true}}),
-            mount: json!({"name": "model", "mountPath": "/models", "readOnly": true}),
-            writer: None,
-        };
-    }
-    if let Some(file) = &source.host_path {
-        return Mounted {
-            path: MODEL.into(),
-            volume: json!({"name": "model", "hostPath": {"path": file.path, "type": "File"}}),
-            mount: json!({"name": "model", "mountPath": MODEL, "readOnly": true}),
-            writer: None,
-        };
-    }
-    let writer = source.synthetic.as_ref().map(|synthetic| {
-        let mut arguments: Vec<String> = ["synth", "--out", MODEL, "--preset", synthetic.preset.name()]
-            .map(String::from)
-            .into();
-        if let Some(seed) = synthetic.seed {
-            arguments.extend(["--seed".into(), seed.to_string()]);
-        }
-        arguments
-    });
-    Mounted {
-        path: MODEL.into(),
-        volume: json!({"name": "model", "emptyDir": {}}),
-        mount: json!({"name": "model", "mountPath": "/models"}),
-        writer,
-    }
-}
-
 fn image(deployment: &DS4Deployment, defaults: &Defaults) -> String {
     deployment
         .spec
@@ -161,81 +150,6 @@ fn pull_policy(deployment: &DS4Deployment, defaults: &Defaults) -> String {
         .as_ref()
         .map(|image| image.pull_policy.clone().unwrap_or_else(|| "IfNotPresent".into()));
     own.unwrap_or_else(|| defaults.pull_policy.clone())
-}
-
-fn prefill(deployment: &DS4Deployment, stage: &Stage, model: &str) -> Vec<String> {
-    let mut arguments: Vec<String> = vec!["stage".into(), "--model".into(), model.into()];
-    arguments.extend([
-        "--layers".into(),
-        stage.layers.argument(),
-        "--listen".into(),
-        format!("0.0.0.0:{GRPC_PORT}"),
-    ]);
-    if let Some(tokens) = deployment.spec.context.max_tokens {
-        arguments.extend(["--max-context".into(), tokens.to_string()]);
-    }
-    arguments
-}
-
-fn serve(deployment: &DS4Deployment, stage: &Stage, names: &Names, model: &str) -> Vec<String> {
-    let spec = &deployment.spec;
-    let others = spec
-        .pipeline
-        .ordered()
-        .into_iter()
-        .filter(|other| other.layers.last.is_some());
-    // Kubernetes replaces the reference by the pod's own ordinal: pod k talks to pods k.
-    let addresses: Vec<String> = others
-        .map(|other| names.address(&other.name, "$(DS4_ORDINAL)"))
-        .collect();
-    let mut arguments: Vec<String> = vec!["serve".into(), "--model".into(), model.into()];
-    let policy = match spec.handoff.policy {
-        Policy::Adaptive => "adaptive",
-        Policy::Always => "always",
-        Policy::Never => "never",
-    };
-    let on_failure = match spec.handoff.on_failure {
-        OnFailure::RecomputeLocally => "recompute-locally",
-        OnFailure::Fail => "fail",
-    };
-    let flags = [
-        ("--layers", stage.layers.argument()),
-        ("--listen", format!("0.0.0.0:{HTTP_PORT}")),
-        ("--model-name", spec.model.name.clone()),
-        ("--prefill-chunk", spec.pipeline.prefill_chunk_tokens.to_string()),
-        ("--window", spec.pipeline.window.to_string()),
-        ("--min-prompt-tokens", spec.handoff.min_prompt_tokens.to_string()),
-        ("--handoff-timeout", format!("{}s", spec.handoff.timeout_seconds)),
-        ("--policy", policy.into()),
-        ("--on-failure", on_failure.into()),
-    ];
-    arguments.extend(
-        flags
-            .into_iter()
-            .flat_map(|(flag, value)| [flag.to_owned(), value]),
-    );
-    if !addresses.is_empty() {
-        arguments.extend(["--stages".into(), addresses.join(",")]);
-    }
-    if let Some(tokens) = spec.context.max_tokens {
-        arguments.extend(["--max-context".into(), tokens.to_string()]);
-    }
-    arguments
-}
-
-fn env(deployment: &DS4Deployment) -> Value {
-    let field =
-        |name: &str, path: &str| json!({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}});
-    let mut env = vec![
-        field("DS4_ORDINAL", "metadata.labels['apps.kubernetes.io/pod-index']"),
-        field("POD_NAME", "metadata.name"),
-        field("POD_NAMESPACE", "metadata.namespace"),
-        field("NODE_NAME", "spec.nodeName"),
-    ];
-    if let Some(endpoint) = &deployment.spec.observability.otlp_endpoint {
-        env.push(json!({"name": "DS4_OTLP_ENDPOINT", "value": endpoint}));
-    }
-    env.into()
 }
 
 fn container_security() -> Value {
@@ -300,24 +214,5 @@ mod tests {
             ),
             (Some("a"), Some("side"), Some(2))
         );
-    }
-
-    #[test]
-    fn a_file_of_the_node_is_mounted_read_only_and_written_by_nobody() {
-        let source = ModelSource {
-            host_path: Some(ds4_api::FileSource {
-                path: "/models/flash.gguf".into(),
-            }),
-            ..ModelSource::default()
-        };
-        let mounted = model(&source);
-        assert_eq!(
-            (
-                mounted.volume["hostPath"]["path"].as_str(),
-                mounted.mount["readOnly"].as_bool()
-            ),
-            (Some("/models/flash.gguf"), Some(true))
-        );
-        assert!(mounted.writer.is_none());
     }
 }

@@ -1,5 +1,6 @@
 //! etcd, the API server, the controllers and the scheduler, in the control plane's network namespace.
 
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::Result;
@@ -7,6 +8,7 @@ use anyhow::Result;
 use super::{API_PORT, addresses, network};
 use crate::cluster::Cluster;
 use crate::process::Started;
+use crate::repository;
 use crate::tools;
 
 const STORE: &str = "http://127.0.0.1:2379";
@@ -29,8 +31,23 @@ pub(super) fn start_api(cluster: &mut Cluster) -> Result<()> {
             format!("--initial-cluster=default={STORE_PEERS}"),
         ],
     )?;
-    let flags = api_flags(&cluster.folder().join("pki").display().to_string());
+    start_api_server(cluster)
+}
+
+/// The API server alone: again, after it was ended.
+pub(super) fn start_api_server(cluster: &mut Cluster) -> Result<()> {
+    let mut flags = api_flags(&cluster.folder().join("pki").display().to_string());
+    let policy = repository::root().join("tests/cluster/namespaces/audit.yaml");
+    flags.extend([
+        format!("--audit-policy-file={}", policy.display()),
+        format!("--audit-log-path={}", audit_log(cluster).display()),
+    ]);
     start(cluster, "kube-apiserver", &flags)
+}
+
+/// What the operator asked of the API server, a JSON object on each line.
+pub(super) fn audit_log(cluster: &Cluster) -> PathBuf {
+    cluster.folder().join("logs/audit.log")
 }
 
 fn api_flags(pki: &str) -> Vec<String> {

@@ -1,0 +1,44 @@
+//! What others may do to the pods: evict them, and talk to them.
+
+use ds4_api::{DS4Deployment, GRPC_PORT, LABEL_NAME, Names};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use serde_json::{Value, json};
+
+use super::metadata;
+use super::pod::HTTP_PORT;
+use crate::error::Error;
+
+/// A drained node waits while too many pods of the deployment are missing.
+pub(super) fn disruption(deployment: &DS4Deployment, names: &Names) -> Result<PodDisruptionBudget, Error> {
+    Ok(serde_json::from_value(json!({
+        "metadata": metadata(deployment, names, names.name().to_owned()),
+        "spec": {
+            "maxUnavailable": deployment.spec.disruption.max_unavailable,
+            "selector": {"matchLabels": {LABEL_NAME: names.name()}},
+            // A pod that is not ready is no loss: a stuck one must not block a node's repair.
+            "unhealthyPodEvictionPolicy": "AlwaysAllow",
+        },
+    }))?)
+}
+
+/// Stages are asked by pods of their own deployment only; the HTTP side by everyone, since clients are anywhere.
+pub(super) fn network(deployment: &DS4Deployment, names: &Names) -> Result<Option<NetworkPolicy>, Error> {
+    if !deployment.spec.security.network_policy {
+        return Ok(None);
+    }
+    let stages = json!({"podSelector": {"matchLabels": {LABEL_NAME: names.name()}}});
+    let port = |number: u16| json!([{"protocol": "TCP", "port": number}]);
+    let rules: Vec<Value> = vec![
+        json!({"from": [stages], "ports": port(GRPC_PORT)}),
+        json!({"ports": port(HTTP_PORT)}),
+    ];
+    Ok(Some(serde_json::from_value(json!({
+        "metadata": metadata(deployment, names, names.name().to_owned()),
+        "spec": {
+            "podSelector": {"matchLabels": {LABEL_NAME: names.name()}},
+            "policyTypes": ["Ingress"],
+            "ingress": rules,
+        },
+    }))?))
+}

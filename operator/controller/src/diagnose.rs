@@ -1,0 +1,259 @@
+//! Why a pod is not ready, from what the node says about it. Pure.
+
+use k8s_openapi::api::core::v1::{ContainerStatus, PodStatus};
+
+use crate::observe::Member;
+
+/// One pod's trouble: a reason that users can look up, and what was expected, what was found, and what helps.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Trouble {
+    pub(crate) reason: &'static str,
+    pub(crate) message: String,
+    pub(crate) revision: String,
+    /// It was restarted more often than the failure policy allows.
+    pub(crate) given_up: bool,
+}
+
+/// Reasons that concern the model's file.
+const OF_THE_MODEL: [&str; 3] = ["ModelChecksumMismatch", "ModelNotFound", "ModelInvalid"];
+
+impl Trouble {
+    pub(crate) fn is_of_the_model(&self) -> bool {
+        OF_THE_MODEL.contains(&self.reason)
+    }
+}
+
+/// The troubles of pods that should be ready, those that were given up first.
+pub(crate) fn diagnose(pods: &[Member], max_restarts: i32) -> Vec<Trouble> {
+    let mut troubles: Vec<Trouble> = pods
+        .iter()
+        .filter(|pod| !pod.ready && !pod.leaving)
+        .filter_map(|pod| trouble(pod, max_restarts))
+        .collect();
+    troubles.sort_by_key(|trouble| !trouble.given_up);
+    troubles
+}
+
+fn trouble(member: &Member, max_restarts: i32) -> Option<Trouble> {
+    let status = member.pod.status.as_ref()?;
+    let containers = || {
+        let init = status.init_container_statuses.iter().flatten();
+        init.chain(status.container_statuses.iter().flatten())
+    };
+    let (reason, what) = evicted(status)
+        .or_else(|| unschedulable(status))
+        .or_else(|| containers().find_map(waits))
+        .or_else(|| containers().find_map(ended))?;
+    Some(Trouble {
+        reason,
+        message: format!("pod {}: {what}", member.name),
+        revision: member.revision.clone(),
+        given_up: containers().any(|container| container.restart_count > max_restarts),
+    })
+}
+
+type Finding = (&'static str, String);
+
+fn evicted(status: &PodStatus) -> Option<Finding> {
+    let failed = status.phase.as_deref() == Some("Failed");
+    let reason = status.reason.as_deref().filter(|_| failed)?;
+    let said = status.message.as_deref().unwrap_or_default();
+    Some(("PodFailed", format!("{reason}: {said}")))
+}
+
+fn unschedulable(status: &PodStatus) -> Option<Finding> {
+    let condition = status.conditions.iter().flatten().find(|condition| {
+        condition.type_ == "PodScheduled" && condition.reason.as_deref() == Some("Unschedulable")
+    })?;
+    let said = condition.message.as_deref().unwrap_or("no node fits");
+    let remedy = "compare the stage's resources and podTemplate with the nodes";
+    Some(("Unschedulable", format!("{said} ({remedy})")))
+}
+
+/// A container that cannot start.
+fn waits(container: &ContainerStatus) -> Option<Finding> {
+    let waiting = container.state.as_ref()?.waiting.as_ref()?;
+    let said = waiting.message.as_deref().unwrap_or_default();
+    let kind = waiting.reason.as_deref()?;
+    match kind {
+        "ErrImagePull" | "ImagePullBackOff" | "ErrImageNeverPull" | "InvalidImageName"
+        | "ImageInspectError" => {
+            let remedy = "check spec.image, the registry and the pull secrets";
+            Some((
+                "ImagePullFailed",
+                format!("image {:?}: {kind}: {said} ({remedy})", container.image),
+            ))
+        }
+        "CreateContainerConfigError" | "CreateContainerError" | "RunContainerError" => {
+            Some(("ContainerNotStarted", format!("{kind}: {said}")))
+        }
+        _ => None,
+    }
+}
+
+/// A container that failed, now or before its last restart.
+fn ended(container: &ContainerStatus) -> Option<Finding> {
+    let now = container
+        .state
+        .as_ref()
+        .and_then(|state| state.terminated.as_ref());
+    let before = container
+        .last_state
+        .as_ref()
+        .and_then(|state| state.terminated.as_ref());
+    let ended = now
+        .filter(|ended| ended.exit_code != 0)
+        .or_else(|| before.filter(|ended| ended.exit_code != 0))?;
+    let restarts = container.restart_count;
+    if ended.reason.as_deref() == Some("OOMKilled") {
+        let remedy = "raise the stage's memory, or give it fewer layers";
+        return Some((
+            "NotEnoughMemory",
+            format!("killed at its memory limit, {restarts} restarts ({remedy})"),
+        ));
+    }
+    let said = last_words(ended.message.as_deref().unwrap_or_default());
+    let reason = classify(said);
+    Some((
+        reason,
+        format!(
+            "container {} ended with {}: {said}; {restarts} restarts",
+            container.name, ended.exit_code
+        ),
+    ))
+}
+
+/// The error that `ds4` printed, or the last line of whatever it said.
+fn last_words(message: &str) -> &str {
+    let lines = || message.lines().map(str::trim).filter(|line| !line.is_empty());
+    lines()
+        .rfind(|line| line.starts_with("ds4: "))
+        .or_else(|| lines().next_back())
+        .unwrap_or("it said nothing")
+}
+
+/// The engine's errors name what is wrong; these are the words they use.
+fn classify(said: &str) -> &'static str {
+    let said = said.to_ascii_lowercase();
+    let has = |words: &[&str]| words.iter().any(|word| said.contains(word));
+    if has(&["sha256", "sha-256", "checksum"]) {
+        "ModelChecksumMismatch"
+    } else if has(&["no such file"]) {
+        "ModelNotFound"
+    } else if has(&["gguf", "tensor", "magic"]) {
+        "ModelInvalid"
+    } else if has(&["memory"]) {
+        "NotEnoughMemory"
+    } else if has(&["expected"]) {
+        "ConfigurationRefused"
+    } else {
+        "ContainerFailed"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    use crate::observe::tests::pod;
+    use serde_json::{Value, json};
+
+    fn with(status: Value) -> Vec<Member> {
+        let mut member = pod("early", "aaaa", 0, false);
+        let mut whole = serde_json::to_value(&*member.pod).expect("a pod");
+        whole["status"] = status;
+        member.pod = Arc::new(serde_json::from_value(whole).expect("a pod"));
+        vec![member]
+    }
+
+    fn container(state: &Value, last: &Value, restarts: i32) -> Value {
+        json!({"containerStatuses": [{"name": "ds4", "image": "x/ds4:9", "imageID": "", "ready": false, "restartCount": restarts, "state": state, "lastState": last}]})
+    }
+
+    fn only(status: Value) -> Trouble {
+        let mut found = diagnose(&with(status), 5);
+        assert_eq!(found.len(), 1, "{found:?}");
+        found.remove(0)
+    }
+
+    fn crashed(message: &str, restarts: i32) -> Trouble {
+        let ended = json!({"terminated": {"exitCode": 1, "reason": "Error", "message": message}});
+        only(container(
+            &json!({"waiting": {"reason": "CrashLoopBackOff"}}),
+            &ended,
+            restarts,
+        ))
+    }
+
+    #[test]
+    fn an_image_that_cannot_be_pulled_is_named() {
+        let waiting = json!({"waiting": {"reason": "ImagePullBackOff", "message": "not found"}});
+        let trouble = only(container(&waiting, &json!({}), 0));
+        assert_eq!(trouble.reason, "ImagePullFailed");
+        assert!(
+            trouble.message.contains("x/ds4:9") && trouble.message.contains("quickstart-early-aaaa-0"),
+            "{trouble:?}"
+        );
+        assert!(!trouble.given_up);
+    }
+
+    #[test]
+    fn a_pod_that_fits_no_node_says_what_the_scheduler_said() {
+        let said = "0/3 nodes are available: 3 Insufficient memory.";
+        let status = json!({"conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": said}]});
+        let trouble = only(status);
+        assert!(
+            trouble.reason == "Unschedulable" && trouble.message.contains(said),
+            "{trouble:?}"
+        );
+    }
+
+    #[test]
+    fn failures_of_the_engine_have_their_own_reasons() {
+        let cases = [
+            (
+                "ds4: m.gguf: sha256: expected aa, found bb",
+                "ModelChecksumMismatch",
+            ),
+            (
+                "ds4: /models/m.gguf: No such file or directory (os error 2)",
+                "ModelNotFound",
+            ),
+            ("ds4: /models/m.gguf: not a GGUF file", "ModelInvalid"),
+            ("ds4: --layers: expected A:B, found 9:3", "ConfigurationRefused"),
+            ("thread main panicked", "ContainerFailed"),
+        ];
+        for (message, reason) in cases {
+            assert_eq!(
+                crashed(&format!("log line\n{message}\n"), 1).reason,
+                reason,
+                "{message}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_container_killed_for_memory_and_one_restarted_too_often() {
+        let killed = json!({"terminated": {"exitCode": 137, "reason": "OOMKilled"}});
+        let trouble = only(container(&json!({"running": {}}), &killed, 2));
+        assert!(
+            trouble.reason == "NotEnoughMemory" && trouble.message.contains("2 restarts"),
+            "{trouble:?}"
+        );
+        assert!(!crashed("ds4: x", 5).given_up);
+        assert!(crashed("ds4: x", 6).given_up);
+    }
+
+    #[test]
+    fn ready_and_leaving_pods_have_no_trouble() {
+        let mut pods = with(container(
+            &json!({"waiting": {"reason": "ErrImagePull"}}),
+            &json!({}),
+            0,
+        ));
+        pods[0].leaving = true;
+        assert!(diagnose(&pods, 5).is_empty());
+        assert!(diagnose(&[pod("early", "aaaa", 0, true)], 5).is_empty());
+    }
+}
