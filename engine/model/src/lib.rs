@@ -5,6 +5,7 @@
 
 mod attend;
 mod attention;
+pub mod choice;
 mod complete;
 mod compress;
 mod error;

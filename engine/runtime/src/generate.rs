@@ -3,6 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use ds4_model::choice::{Logprobs, Shaping};
 use ds4_model::sampling::Sampling;
 use tokio::sync::mpsc;
 use tracing::Span;
@@ -10,12 +11,14 @@ use tracing::Span;
 use crate::EngineError;
 
 /// What to generate.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Generate {
     /// Token ids, at least one.
     pub prompt: Vec<u32>,
     /// How tokens are chosen.
     pub sampling: Sampling,
+    /// What else the request wants of the choice.
+    pub shaping: Shaping,
     /// Most tokens to generate.
     pub max_tokens: u32,
     /// Go on after an end-of-sequence token.
@@ -114,6 +117,8 @@ pub enum Event {
     },
     /// How the prompt was computed; comes before the first token.
     Decided(Decision),
+    /// How likely the next token was; comes before it, when asked for.
+    Logprobs(Logprobs),
     /// One token.
     Token(u32),
     /// The last event of a request that succeeded.

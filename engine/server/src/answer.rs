@@ -62,7 +62,7 @@ impl<'a> Answer<'a> {
             match self.event().await? {
                 Event::Decided(decision) => return Ok(decision),
                 Event::Failed(error) => return Err(error),
-                Event::Prefill { .. } | Event::Token(_) | Event::Finished(_) => {}
+                Event::Prefill { .. } | Event::Logprobs(_) | Event::Token(_) | Event::Finished(_) => {}
             }
         }
     }
@@ -83,7 +83,7 @@ impl<'a> Answer<'a> {
                 Ok(Step::Deltas(self.delta(text)))
             }
             Event::Token(token) => Ok(Step::Deltas(self.token(token))),
-            Event::Prefill { .. } | Event::Decided(_) => Ok(Step::Deltas(Vec::new())),
+            Event::Prefill { .. } | Event::Logprobs(_) | Event::Decided(_) => Ok(Step::Deltas(Vec::new())),
         }
     }
 

@@ -128,6 +128,7 @@ async fn answer(app: &Arc<App>, asked: Asked) -> Result<Response, ApiError> {
     let request = Generate {
         prompt,
         sampling: common.sampling(),
+        shaping: ds4_model::choice::Shaping::default(),
         max_tokens: common
             .limit()
             .unwrap_or_else(|| u32::try_from(room).unwrap_or(u32::MAX)),

@@ -90,6 +90,7 @@ async fn generate(
     let mut generation = engine.generate(Generate {
         prompt,
         sampling,
+        shaping: ds4_model::choice::Shaping::default(),
         max_tokens,
         ignore_eos,
         parent,
@@ -103,6 +104,7 @@ async fn generate(
                 bar.set_length(total.into());
                 bar.set_position(done.into());
             }
+            Event::Logprobs(_) => {}
             Event::Decided(decision) => {
                 bar.finish_and_clear();
                 decided = Some(decision);

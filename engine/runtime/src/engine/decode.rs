@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use ds4_model::sampling::Sampler;
+use ds4_model::choice::{Choice, Chooser};
 use ds4_model::{CompleteKv, Hidden, ModelSlice};
 use ds4_telemetry::metrics::Metrics;
 use ds4_telemetry::names;
@@ -38,10 +38,10 @@ impl Engine {
                 slice: &*engine.slice,
                 kv: prefilled.kv,
                 hidden: prefilled.hidden,
-                sampler: Sampler::new(&request.sampling),
+                chooser: Chooser::new(&request.sampling, request.shaping),
             };
             while count < request.max_tokens {
-                let token = decoder.sample()?;
+                let Choice { token, logprobs } = decoder.choose()?;
                 first.get_or_insert_with(Instant::now);
                 if !request.ignore_eos && engine.options.eos.contains(&token) {
                     reason = FinishReason::Stop;
@@ -49,7 +49,12 @@ impl Engine {
                 }
                 count += 1;
                 // A client that left ends the work here.
-                if events.blocking_send(Event::Token(token)).is_err() {
+                let told =
+                    logprobs.map_or(Ok(()), |logprobs| events.blocking_send(Event::Logprobs(logprobs)));
+                if told
+                    .and_then(|()| events.blocking_send(Event::Token(token)))
+                    .is_err()
+                {
                     break;
                 }
                 if count < request.max_tokens {
@@ -82,13 +87,14 @@ struct Decoder<'a> {
     slice: &'a dyn ModelSlice,
     kv: CompleteKv,
     hidden: Hidden,
-    sampler: Sampler,
+    chooser: Chooser,
 }
 
 impl Decoder<'_> {
-    fn sample(&mut self) -> Result<u32, EngineError> {
+    fn choose(&mut self) -> Result<Choice, EngineError> {
         let logits = self.slice.logits(&self.hidden, self.hidden.tokens() - 1)?;
-        Ok(self.sampler.sample(&logits))
+        let choice = self.chooser.choose(&logits);
+        choice.map_err(|error| EngineError::Internal(error.to_string()))
     }
 
     fn step(&mut self, token: u32) -> Result<(), EngineError> {

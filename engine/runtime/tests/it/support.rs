@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use ds4_gguf::{Gguf, LayerSpan};
 use ds4_kernels_cpu::Cpu;
+use ds4_model::choice::Shaping;
 use ds4_model::sampling::Sampling;
 use ds4_model::{Graph, ModelSlice, Numerics};
 use ds4_runtime::{
@@ -164,6 +165,7 @@ pub fn request(prompt: Vec<u32>) -> Generate {
     Generate {
         prompt,
         sampling: Sampling::GREEDY,
+        shaping: Shaping::default(),
         max_tokens: DECODED,
         ignore_eos: true,
         parent: tracing::Span::none(),
@@ -175,7 +177,7 @@ pub async fn answer(mut generation: Generation) -> Result<(Decision, Vec<u32>), 
     let (mut decision, mut tokens) = (None, Vec::new());
     while let Some(event) = generation.next().await {
         match event {
-            Event::Prefill { .. } => {}
+            Event::Prefill { .. } | Event::Logprobs(_) => {}
             Event::Decided(decided) => decision = Some(decided),
             Event::Token(token) => tokens.push(token),
             Event::Finished(_) => return Ok((decision.expect("decided before it finished"), tokens)),
