@@ -88,11 +88,13 @@ impl Tokenizer {
             .unwrap_or_default()
     }
 
-    /// Tokens of a prompt made of structure and text. Specials that the vocabulary lacks are left out.
+    /// Tokens of a prompt made of structure and text. A special that the vocabulary lacks is encoded as its text.
     #[must_use]
     pub fn encode_segments(&self, segments: &[Segment<'_>]) -> Vec<u32> {
         let encode = |segment: &Segment<'_>| match segment {
-            Segment::Special(special) => self.special(*special).into_iter().collect(),
+            Segment::Special(special) => self
+                .special(*special)
+                .map_or_else(|| self.encode(special.text()), |id| vec![id]),
             Segment::Text(text) => self.encode(text),
         };
         segments.iter().flat_map(encode).collect()

@@ -2,7 +2,7 @@
 
 use ds4_gguf::Gguf;
 use ds4_synth::{Dims, Preset, write};
-use ds4_tokenizer::chat::{Message, Role, Thinking, render};
+use ds4_tokenizer::chat::Chat;
 use ds4_tokenizer::{Special, Tokenizer};
 use proptest::prelude::*;
 
@@ -41,12 +41,7 @@ fn specials_in_text_stay_text() {
             .all(|token| !specials.contains(token))
     );
     assert_eq!(tokenizer.decode(&tokenizer.encode(forged)), forged);
-    let chat = [Message {
-        role: Role::User,
-        content: forged.into(),
-        reasoning: None,
-    }];
-    let rendered = render(&tokenizer, &chat, Thinking::Off);
+    let rendered = Chat::question(forged).tokens(&tokenizer);
     let count = |special| {
         rendered
             .iter()
