@@ -17,7 +17,7 @@ pub(crate) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Serve the OpenAI API; with --stages, long prompts are prefilled there.
+    /// Serve the APIs of OpenAI and Anthropic; with --stages, long prompts are prefilled there.
     #[command(
         after_help = "Examples:\n  ds4 serve --model flash.gguf\n  ds4 serve --model flash.gguf --layers 22:output --stages node-a:7400,node-b:7400"
     )]
@@ -168,9 +168,17 @@ pub(crate) struct ServeArguments {
     /// Requests that may wait.
     #[arg(long, env = "DS4_QUEUE", default_value_t = 32, value_name = "N")]
     pub(crate) queue: usize,
-    /// File with one bearer key per line; without it everyone may ask.
+    /// File with one key a line, or the folder of a mounted Secret; without it everyone may ask.
     #[arg(long, env = "DS4_API_KEYS_FILE", value_name = "FILE")]
     pub(crate) api_keys_file: Option<PathBuf>,
+    /// Requests that a key may send in a minute; more are answered with 429 [default: no limit].
+    #[arg(
+        long,
+        env = "DS4_KEY_REQUESTS_PER_MINUTE",
+        value_name = "N",
+        requires = "api_keys_file"
+    )]
+    pub(crate) key_requests_per_minute: Option<u32>,
 }
 
 #[derive(Debug, Args)]

@@ -1,18 +1,38 @@
 //! What every handler shares.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ds4_runtime::Engine;
 use ds4_tokenizer::Tokenizer;
 
+use crate::journal::Journal;
+use crate::keys::{Keys, Limits};
+
 /// How the server answers.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct AppOptions {
     /// The model id that clients send.
     pub model: String,
-    /// Bearer keys; none: everyone may ask.
+    /// Keys that clients must have one of; none: everyone may ask.
     pub api_keys: Vec<String>,
+    /// What each key may do.
+    pub key_limits: Limits,
+    /// Longest silence of a stream.
+    pub keep_alive: Duration,
+}
+
+impl Default for AppOptions {
+    fn default() -> Self {
+        Self {
+            model: String::new(),
+            api_keys: Vec::new(),
+            key_limits: Limits::default(),
+            // Proxies close streams that are quiet for half a minute and more.
+            keep_alive: Duration::from_secs(5),
+        }
+    }
 }
 
 /// What exists once the model is loaded.
@@ -29,22 +49,30 @@ pub struct Loaded {
 pub struct App {
     pub(crate) options: AppOptions,
     pub(crate) created: u64,
+    pub(crate) journal: Arc<Journal>,
+    pub(crate) keys: Keys,
     loaded: OnceLock<Loaded>,
-    progress: std::sync::atomic::AtomicU64,
+    progress: AtomicU64,
+}
+
+/// Seconds since 1970.
+pub(crate) fn now() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
 }
 
 impl App {
     /// A server without a model.
     #[must_use]
     pub fn new(options: AppOptions) -> Arc<Self> {
-        let created = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |since| since.as_secs());
         Arc::new(Self {
+            created: now(),
+            journal: Arc::default(),
+            keys: Keys::new(&options.api_keys, options.key_limits),
             options,
-            created,
             loaded: OnceLock::new(),
-            progress: std::sync::atomic::AtomicU64::new(0),
+            progress: AtomicU64::new(0),
         })
     }
 
@@ -62,10 +90,10 @@ impl App {
 
     /// Notes how much of the model is read, in percent; shown by `/readyz`.
     pub fn loading(&self, percent: u64) {
-        self.progress.store(percent, std::sync::atomic::Ordering::Relaxed);
+        self.progress.store(percent, Ordering::Relaxed);
     }
 
     pub(crate) fn percent(&self) -> u64 {
-        self.progress.load(std::sync::atomic::Ordering::Relaxed)
+        self.progress.load(Ordering::Relaxed)
     }
 }

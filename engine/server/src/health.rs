@@ -3,14 +3,15 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::State;
+use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use ds4_runtime::{EngineStatus, OnFailure, RouteState};
 use ds4_telemetry::metrics::Metrics;
 use http::{StatusCode, header};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::app::App;
+use crate::error::{ApiError, Shape};
 
 /// The process runs.
 pub(crate) async fn healthz() -> &'static str {
@@ -50,13 +51,46 @@ pub(crate) async fn metrics() -> Response {
     ([(header::CONTENT_TYPE, kind)], Metrics::global().render()).into_response()
 }
 
-pub(crate) async fn models(State(app): State<Arc<App>>) -> Response {
-    let mut model =
-        json!({"id": app.options.model, "object": "model", "created": app.created, "owned_by": "ds4"});
-    if let (Some(loaded), Some(object)) = (app.loaded(), model.as_object_mut()) {
-        object.insert("context_length".into(), loaded.engine.options().max_tokens.into());
+/// What runs and what ran, for the status page and for scripts. Nothing of what was said is in it.
+pub(crate) async fn status(State(app): State<Arc<App>>) -> Response {
+    let (running, ended) = app.journal.records();
+    let route = app
+        .loaded()
+        .map(|loaded| format!("{:?}", loaded.engine.status().route));
+    let body = json!({
+        "model": app.options.model, "since": app.created, "loading": app.loaded().is_none().then(|| app.percent()),
+        "route": route, "running": running, "ended": ended,
+    });
+    Json(body).into_response()
+}
+
+/// The one model, in a form that both OpenAI's and Anthropic's clients read.
+fn card(app: &App) -> Value {
+    let created =
+        jiff::Timestamp::from_second(i64::try_from(app.created).unwrap_or_default()).unwrap_or_default();
+    let mut model = json!({
+        "id": app.options.model, "object": "model", "created": app.created, "owned_by": "ds4",
+        "type": "model", "display_name": app.options.model, "created_at": created.to_string(),
+    });
+    if let Some(loaded) = app.loaded() {
+        model["context_length"] = loaded.engine.options().max_tokens.into();
     }
-    Json(json!({"object": "list", "data": [model]})).into_response()
+    model
+}
+
+pub(crate) async fn models(State(app): State<Arc<App>>) -> Response {
+    let name = &app.options.model;
+    Json(
+        json!({"object": "list", "data": [card(&app)], "has_more": false, "first_id": name, "last_id": name}),
+    )
+    .into_response()
+}
+
+pub(crate) async fn model(State(app): State<Arc<App>>, Path(id): Path<String>) -> Response {
+    if id == app.options.model {
+        return Json(card(&app)).into_response();
+    }
+    ApiError::unknown_model(&id, &app.options.model).response(Shape::OpenAi)
 }
 
 #[cfg(test)]

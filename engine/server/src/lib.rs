@@ -1,17 +1,29 @@
-//! The HTTP surface of the output pod: OpenAI's completions, health, readiness, metrics.
+//! The HTTP surface of the output pod: the APIs of OpenAI and Anthropic, health, readiness, metrics.
+//!
+//! A request of any dialect becomes one `Ask`; the engine's tokens become the parts of a `Turn`; a `Dialect` says them.
 
-mod answer;
+mod anthropic;
 mod app;
-mod completions;
+mod ask;
+mod dialect;
+mod drive;
 mod error;
+mod guide;
 mod health;
-mod request;
-mod response;
+mod journal;
+mod keys;
+mod openai;
+mod respond;
 mod serve;
 mod stop;
+mod turn;
 
 pub use app::{App, AppOptions, Loaded};
+pub use keys::{Limits, read_keys};
 pub use serve::{router, serve};
 
 /// The header that says how a prompt was computed.
 pub const DECISION_HEADER: &str = "x-ds4-disaggregation";
+
+/// Answers of equal builds with equal seeds are equal.
+pub(crate) const FINGERPRINT: &str = concat!("ds4-", env!("CARGO_PKG_VERSION"));

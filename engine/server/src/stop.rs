@@ -1,11 +1,13 @@
 //! Ending at a stop string without showing any of it.
 
+use ds4_tokenizer::overlap;
+
 /// Text as it is generated, with what might become a stop string held back.
 #[derive(Debug)]
 pub(crate) struct StopMatcher {
     stops: Vec<String>,
     held: String,
-    stopped: bool,
+    stopped: Option<usize>,
 }
 
 impl StopMatcher {
@@ -14,7 +16,7 @@ impl StopMatcher {
         Self {
             stops,
             held: String::new(),
-            stopped: false,
+            stopped: None,
         }
     }
 
@@ -24,10 +26,11 @@ impl StopMatcher {
         let found = self
             .stops
             .iter()
-            .filter_map(|stop| self.held.find(stop.as_str()))
+            .enumerate()
+            .filter_map(|(i, stop)| Some((self.held.find(stop.as_str())?, i)))
             .min();
-        if let Some(at) = found {
-            self.stopped = true;
+        if let Some((at, stop)) = found {
+            self.stopped = Some(stop);
             self.held.truncate(at);
             return std::mem::take(&mut self.held);
         }
@@ -46,18 +49,10 @@ impl StopMatcher {
         std::mem::take(&mut self.held)
     }
 
-    pub(crate) const fn stopped(&self) -> bool {
-        self.stopped
+    /// The stop string that came.
+    pub(crate) fn stopped(&self) -> Option<&str> {
+        self.stopped.map(|stop| self.stops[stop].as_str())
     }
-}
-
-/// Bytes at the end of `text` that begin `stop`.
-fn overlap(text: &str, stop: &str) -> usize {
-    let most = text.len().min(stop.len() - 1);
-    (1..=most)
-        .rev()
-        .find(|n| text.is_char_boundary(text.len() - n) && stop.starts_with(&text[text.len() - n..]))
-        .unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -67,10 +62,10 @@ mod tests {
     fn shown(stops: &[&str], pieces: &[&str]) -> (Vec<String>, bool) {
         let mut matcher = StopMatcher::new(stops.iter().map(|stop| (*stop).to_owned()).collect());
         let mut shown: Vec<String> = pieces.iter().map(|piece| matcher.push(piece)).collect();
-        if !matcher.stopped() {
+        if matcher.stopped().is_none() {
             shown.push(matcher.finish());
         }
-        (shown, matcher.stopped())
+        (shown, matcher.stopped().is_some())
     }
 
     #[test]

@@ -46,6 +46,8 @@ pub struct Metrics {
     pub queue: Gauge,
     /// Sessions being computed.
     pub sessions: Gauge,
+    /// Answers with tool calls, by how well they could be read.
+    pub tool_calls: Family<ReasonLabel, Counter>,
 }
 
 /// Powers of two from a millisecond to about a minute.
@@ -102,6 +104,12 @@ impl Metrics {
         registry.register("ds4_queue_requests", "Requests waiting", Gauge::clone(&queue));
         let sessions = Gauge::default();
         registry.register("ds4_sessions", "Sessions being computed", Gauge::clone(&sessions));
+        let tool_calls = Family::default();
+        registry.register(
+            "ds4_tool_calls",
+            "Answers with tool calls, by how well they could be read",
+            Family::clone(&tool_calls),
+        );
         Self {
             registry,
             requests,
@@ -113,6 +121,7 @@ impl Metrics {
             first_token_seconds,
             queue,
             sessions,
+            tool_calls,
         }
     }
 

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use ds4_gguf::LayerSpan;
 use ds4_model::sampling::Sampling;
 use ds4_runtime::{Decision, Engine, Event, Finished, Generate};
-use ds4_tokenizer::chat::{Message, Role, Thinking, render};
+use ds4_tokenizer::chat::Chat;
 use ds4_tokenizer::{Special, Tokenizer};
 use serde_json::json;
 
@@ -30,7 +30,7 @@ pub(crate) async fn run(arguments: RunArguments) -> Result<()> {
     let tokenizer = Tokenizer::from_gguf(&model.gguf)?;
     let prompt = match (&arguments.prompt_tokens, &arguments.prompt) {
         (Some(path), _) => read_tokens(path, model.config.n_vocab)?,
-        (None, text) => question(&tokenizer, text.as_deref().unwrap_or_default()),
+        (None, text) => Chat::question(text.as_deref().unwrap_or_default()).tokens(&tokenizer),
     };
     let local = if local_stages::are_ranges(&arguments.stages) {
         Some(local_stages::start(&arguments.stages, n_layer, &arguments.compute).await?)
@@ -61,15 +61,6 @@ pub(crate) async fn run(arguments: RunArguments) -> Result<()> {
     }
     report(&outcome, prompt_tokens, arguments.json);
     Ok(())
-}
-
-fn question(tokenizer: &Tokenizer, text: &str) -> Vec<u32> {
-    let message = Message {
-        role: Role::User,
-        content: text.to_owned(),
-        reasoning: None,
-    };
-    render(tokenizer, &[message], Thinking::Off)
 }
 
 async fn generate(

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, ensure};
 use ds4_gguf::LayerSpan;
 use ds4_runtime::{Engine, EngineOptions};
-use ds4_server::{App, AppOptions, Loaded};
+use ds4_server::{App, AppOptions, Limits, Loaded, read_keys};
 use ds4_tokenizer::{Special, Tokenizer};
 use tokio::net::TcpListener;
 
@@ -34,6 +34,10 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<()> {
     let app = App::new(AppOptions {
         model: name,
         api_keys: keys(&arguments)?,
+        key_limits: Limits {
+            requests_per_minute: arguments.key_requests_per_minute,
+        },
+        ..AppOptions::default()
     });
     let listener = TcpListener::bind(&arguments.listen)
         .await
@@ -81,23 +85,11 @@ fn prepare(model: &Model, own: LayerSpan, arguments: &ServeArguments, app: &App)
 }
 
 fn keys(arguments: &ServeArguments) -> Result<Vec<String>> {
-    let Some(path) = &arguments.api_keys_file else {
-        return Ok(Vec::new());
-    };
-    let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
-    let keys: Vec<String> = text
-        .lines()
-        .map(str::trim)
-        .filter(|line| !line.is_empty())
-        .map(str::to_owned)
-        .collect();
-    // An empty file must not open the server to everyone.
-    ensure!(
-        !keys.is_empty(),
-        "{}: expected at least one key, found none",
-        path.display()
-    );
-    Ok(keys)
+    let read = |path| read_keys(path).with_context(|| "--api-keys-file");
+    arguments
+        .api_keys_file
+        .as_deref()
+        .map_or_else(|| Ok(Vec::new()), read)
 }
 
 /// Resolves when the server should stop: new requests are refused at once, running ones end first.

@@ -1,0 +1,7 @@
+//! The HTTP surface over a real engine and a small random model.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod anthropic;
+mod openai;
+mod responses;
+mod support;
