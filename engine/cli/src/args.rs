@@ -304,7 +304,7 @@ pub(crate) struct SynthArguments {
     #[arg(long, value_name = "N")]
     pub(crate) seed: Option<u64>,
     /// Formats of the routed experts.
-    #[arg(long, default_value = "iq2", value_name = "iq2|q4k")]
+    #[arg(long, default_value = "iq2", value_name = "iq2|q4k|mxfp4")]
     pub(crate) experts: Experts,
     /// Another shape, for example n_layer=5.
     #[arg(long, value_name = "KEY=VALUE")]

@@ -13,6 +13,7 @@ const DENSE: &[Format] = &[Format::Q8_0, Format::F16, Format::F32];
 /// Routed experts.
 const EXPERTS: &[Format] = &[
     Format::Iq2Xxs,
+    Format::Mxfp4,
     Format::Q2K,
     Format::Q4K,
     Format::Q8_0,

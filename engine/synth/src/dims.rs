@@ -24,6 +24,8 @@ pub enum Experts {
     Iq2,
     /// `Q4_K` throughout.
     Q4K,
+    /// `MXFP4` throughout: the precision that the model was trained in.
+    Mxfp4,
 }
 
 /// Why a setting is refused.
@@ -97,7 +99,8 @@ impl FromStr for Experts {
         match text {
             "iq2" => Ok(Self::Iq2),
             "q4k" => Ok(Self::Q4K),
-            other => Err(refused("experts", "iq2 or q4k", other)),
+            "mxfp4" => Ok(Self::Mxfp4),
+            other => Err(refused("experts", "iq2, q4k or mxfp4", other)),
         }
     }
 }
@@ -108,6 +111,7 @@ impl Experts {
         match self {
             Self::Iq2 => (Format::Iq2Xxs, Format::Q2K),
             Self::Q4K => (Format::Q4K, Format::Q4K),
+            Self::Mxfp4 => (Format::Mxfp4, Format::Mxfp4),
         }
     }
 }

@@ -132,18 +132,33 @@ fn block_bytes(format: Format, noise: Noise, block: u64, d: f16) -> Vec<u8> {
         // Minimums of one and a half steps centre the codes 0 to 3, of seven and a half those of 0 to 15.
         Format::Q2K => codes(80).chain(scale).chain(times(1.5)).collect(),
         Format::Q4K => scale.into_iter().chain(times(7.5)).chain(codes(140)).collect(),
+        Format::Mxfp4 => {
+            let mut bytes: Vec<u8> = codes(17).collect();
+            bytes[0] = power_of_two(d.to_f64(), bytes[0]);
+            bytes
+        }
         Format::F32 | Format::F16 | Format::I32 => unreachable!("{format} is drawn value by value"),
     }
 }
 
+/// The exponent byte of the power of two below or above `scale`, drawn so that the mean square is that of `scale`.
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // exponents of halves
+fn power_of_two(scale: f64, draw: u8) -> u8 {
+    let exponent = scale.log2().floor();
+    let square = (scale / exponent.exp2()).powi(2);
+    let above = f64::from(draw) < 256.0 * (square - 1.0) / 3.0;
+    (exponent + 127.0) as u8 + u8::from(above)
+}
+
 /// Standard deviation of random blocks of scale 1.
 fn unit_std(format: Format) -> f64 {
-    static STD: [OnceLock<f64>; 4] = [const { OnceLock::new() }; 4];
+    static STD: [OnceLock<f64>; 5] = [const { OnceLock::new() }; 5];
     let slot = match format {
         Format::Q8_0 => 0,
         Format::Q2K => 1,
         Format::Q4K => 2,
-        _ => 3,
+        Format::Mxfp4 => 3,
+        _ => 4,
     };
     *STD[slot].get_or_init(|| probe(format))
 }
@@ -176,5 +191,15 @@ mod tests {
         assert_eq!(nearest(1.0 + f64::powi(2.0, -11)), f16::ONE, "a tie goes to even");
         assert_eq!(nearest(0.0), f16::ZERO);
         assert_eq!(nearest(f64::powi(2.0, -24)).to_bits(), 1);
+    }
+
+    #[test]
+    fn powers_of_two_meet_a_scale_between_them_in_the_mean_square() {
+        for scale in [1.0, 1.3, 0.007] {
+            let squares =
+                (0..=255).map(|draw| f64::powi(2.0, i32::from(power_of_two(scale, draw)) - 127).powi(2));
+            let mean = squares.sum::<f64>() / 256.0;
+            assert!((mean / (scale * scale) - 1.0).abs() < 0.01, "{scale}: {mean}");
+        }
     }
 }

@@ -10,6 +10,9 @@ pub const Q8_BLOCK: usize = 32;
 /// Values per activation block against the 256-value formats.
 pub const Q8K_BLOCK: usize = 256;
 
+/// What makes any signed byte unsigned: for processors that multiply unsigned bytes by signed ones.
+pub const OFFSET: i32 = 128;
+
 /// The form in which activations enter a product.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Form {
@@ -55,6 +58,8 @@ pub enum Activations<'a> {
         scales: Vec<f32>,
         /// Sums of [`GROUP`] codes, `[tokens][cols / GROUP]`: what minimums are multiplied with.
         sums: Vec<i16>,
+        /// -[`OFFSET`] times the sum of each 32 codes, `[tokens][cols / 32]`: what a product with weights offset to unsigned has too much.
+        offsets: Vec<i32>,
     },
 }
 
@@ -94,50 +99,69 @@ impl<'a> Activations<'a> {
             "codes and scales in blocks of {block}"
         );
         assert!(!codes.contains(&i8::MIN), "codes are symmetric: -127 to 127");
-        let sum = |group: &[i8]| group.iter().map(|code| i16::from(*code)).sum();
-        let sums = codes.chunks_exact(GROUP).map(sum).collect();
+        let (mut sums, mut offsets) = (vec![0; codes.len() / GROUP], vec![0; codes.len() / Q8_BLOCK]);
+        sum_up(&codes, &mut sums, &mut offsets);
         Self::Q8 {
             cols,
             block,
             codes,
             scales,
             sums,
+            offsets,
         }
     }
 
     /// Blocks of 32: scale `amax / 127`, code `round(x * (1 / scale))`, ties to even.
     #[must_use]
     pub fn q8(values: &[f32], cols: usize) -> Self {
-        Self::quantized(values, cols, Q8_BLOCK, |block| {
-            let scale = block.iter().fold(0.0f32, |most, x| most.max(x.abs())) / 127.0;
-            (scale, if scale > 0.0 { 1.0 / scale } else { 0.0 })
-        })
+        Self::quantized(values, cols, Q8_BLOCK)
     }
 
     /// Blocks of 256: the value of largest magnitude becomes -127, its sign kept in the scale.
     #[must_use]
     pub fn q8_k(values: &[f32], cols: usize) -> Self {
-        Self::quantized(values, cols, Q8K_BLOCK, |block| {
-            let most = block
-                .iter()
-                .fold(0.0f32, |most, &x| if x.abs() > most.abs() { x } else { most });
-            if most == 0.0 {
-                return (0.0, 0.0);
-            }
-            let inverse = -127.0 / most;
-            (1.0 / inverse, inverse)
-        })
+        Self::quantized(values, cols, Q8K_BLOCK)
     }
 
-    fn quantized(values: &[f32], cols: usize, block: usize, scale: impl Fn(&[f32]) -> (f32, f32)) -> Self {
-        let mut codes = Vec::with_capacity(values.len());
-        let mut scales = Vec::with_capacity(values.len() / block);
-        for part in values.chunks_exact(block) {
-            let (step, inverse) = scale(part);
-            scales.push(step);
-            codes.extend(part.iter().map(|x| code(x * inverse)));
+    fn quantized(values: &[f32], cols: usize, block: usize) -> Self {
+        Self::from_rows(values, cols, block, |_, out| quantize(values, block, out))
+    }
+
+    /// Quantised activations of the size of `values`, which `fill(values, all of the output)` computes.
+    ///
+    /// # Panics
+    /// When `cols` is no whole number of blocks, or `values` of rows.
+    pub fn from_rows(
+        values: &[f32],
+        cols: usize,
+        block: usize,
+        fill: impl FnOnce(&[f32], CodesMut<'_>),
+    ) -> Self {
+        assert!(cols.is_multiple_of(block), "{cols} values in blocks of {block}");
+        assert!(
+            values.len().is_multiple_of(cols),
+            "{} values in rows of {cols}",
+            values.len()
+        );
+        let mut codes = vec![0; values.len()];
+        let mut scales = vec![0.0; values.len() / block];
+        let mut sums = vec![0; values.len() / GROUP];
+        let mut offsets = vec![0; values.len() / Q8_BLOCK];
+        let out = CodesMut {
+            codes: &mut codes,
+            scales: &mut scales,
+            sums: &mut sums,
+            offsets: &mut offsets,
+        };
+        fill(values, out);
+        Self::Q8 {
+            cols,
+            block,
+            codes,
+            scales,
+            sums,
+            offsets,
         }
-        Self::from_codes(cols, block, codes, scales)
     }
 
     /// Values per token.
@@ -172,12 +196,14 @@ impl<'a> Activations<'a> {
                 codes,
                 scales,
                 sums,
+                offsets,
             } => Activations::Q8 {
                 cols: *cols,
                 block: *block,
                 codes: rows_of(codes, *cols, tokens),
                 scales: rows_of(scales, cols / block, tokens),
                 sums: rows_of(sums, cols / GROUP, tokens),
+                offsets: rows_of(offsets, cols / Q8_BLOCK, tokens),
             },
         }
     }
@@ -186,6 +212,74 @@ impl<'a> Activations<'a> {
 fn rows_of<T: Copy>(values: &[T], width: usize, rows: &[usize]) -> Vec<T> {
     let row = |row: &usize| &values[row * width..(row + 1) * width];
     rows.iter().flat_map(row).copied().collect()
+}
+
+/// Where quantised values go; the fields are those of [`Activations::Q8`].
+#[derive(Debug)]
+#[allow(missing_docs)] // see there
+pub struct CodesMut<'a> {
+    pub codes: &'a mut [i8],
+    pub scales: &'a mut [f32],
+    pub sums: &'a mut [i16],
+    pub offsets: &'a mut [i32],
+}
+
+/// Quantises whole blocks of `block` values.
+///
+/// # Panics
+/// When the outputs do not fit the values.
+pub fn quantize(values: &[f32], block: usize, out: CodesMut<'_>) {
+    let CodesMut {
+        codes,
+        scales,
+        sums,
+        offsets,
+    } = out;
+    assert_eq!(
+        (values.len(), values.len() / block),
+        (codes.len(), scales.len()),
+        "codes and scales"
+    );
+    let parts = values.chunks_exact(block).zip(codes.chunks_exact_mut(block));
+    for ((values, codes), scale) in parts.zip(scales) {
+        let (step, inverse) = if block == Q8_BLOCK {
+            q8_scale(values)
+        } else {
+            q8_k_scale(values)
+        };
+        *scale = step;
+        codes
+            .iter_mut()
+            .zip(values)
+            .for_each(|(out, x)| *out = code(x * inverse));
+    }
+    sum_up(codes, sums, offsets);
+}
+
+/// The step of a block of 32, and its inverse.
+fn q8_scale(block: &[f32]) -> (f32, f32) {
+    let scale = block.iter().fold(0.0f32, |most, x| most.max(x.abs())) / 127.0;
+    (scale, if scale > 0.0 { 1.0 / scale } else { 0.0 })
+}
+
+/// The step of a block of 256, and its inverse.
+fn q8_k_scale(block: &[f32]) -> (f32, f32) {
+    let larger = |most: f32, &x: &f32| if x.abs() > most.abs() { x } else { most };
+    let most = block.iter().fold(0.0f32, larger);
+    if most == 0.0 {
+        return (0.0, 0.0);
+    }
+    let inverse = -127.0 / most;
+    (1.0 / inverse, inverse)
+}
+
+fn sum_up(codes: &[i8], sums: &mut [i16], offsets: &mut [i32]) {
+    let sum = |group: &[i8]| group.iter().map(|code| i16::from(*code)).sum();
+    let groups = sums.iter_mut().zip(codes.chunks_exact(GROUP));
+    groups.for_each(|(out, group)| *out = sum(group));
+    for (out, pair) in offsets.iter_mut().zip(sums.chunks_exact(2)) {
+        *out = -OFFSET * (i32::from(pair[0]) + i32::from(pair[1]));
+    }
 }
 
 /// Nearest code, ties to even, -127 to 127: symmetric, so that a sign can be moved from the weight to the code.

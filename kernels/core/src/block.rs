@@ -1,7 +1,7 @@
 //! Quantised blocks as integers: what every dot with 8-bit activations starts from.
 
 use crate::Format;
-use crate::dequant::{half_at, iq2_group, q2_code, q4_code, q4_scale};
+use crate::dequant::{E2M1_DOUBLED, half_at, half_of_power, iq2_group, q2_code, q4_code, q4_scale};
 
 /// Values that share one minimum.
 pub const GROUP: usize = 16;
@@ -37,6 +37,7 @@ impl Block {
             Format::Q2K => block.q2_k(bytes),
             Format::Q4K => block.q4_k(bytes),
             Format::Iq2Xxs => block.iq2_xxs(bytes),
+            Format::Mxfp4 => block.mxfp4(bytes),
             Format::F32 | Format::F16 | Format::I32 => unreachable!("{format} has no 8-bit activations"),
         }
         block
@@ -48,6 +49,14 @@ impl Block {
             .iter_mut()
             .zip(&bytes[2..34])
             .for_each(|(w, code)| *w = i16::from(code.cast_signed()));
+    }
+
+    fn mxfp4(&mut self, bytes: &[u8]) {
+        self.d = half_of_power(bytes[0]);
+        for (i, byte) in bytes[1..17].iter().enumerate() {
+            self.weights[i] = i16::from(E2M1_DOUBLED[usize::from(byte & 15)]);
+            self.weights[i + 16] = i16::from(E2M1_DOUBLED[usize::from(byte >> 4)]);
+        }
     }
 
     fn q2_k(&mut self, bytes: &[u8]) {

@@ -17,19 +17,21 @@ pub fn dequantize_row(format: Format, bytes: &[u8], out: &mut [f32]) {
         out.len(),
         bytes.len()
     );
-    if format == Format::F16 {
-        return halves(bytes, out);
+    match format {
+        Format::F16 => return halves(bytes, out),
+        Format::F32 => return floats(bytes, out),
+        _ => {}
     }
     for (block, values) in blocks.zip(out.chunks_mut(format.block_len())) {
         match format {
-            Format::F32 => values[0] = f32::from_le_bytes([block[0], block[1], block[2], block[3]]),
             #[allow(clippy::cast_precision_loss)] // see above
             Format::I32 => values[0] = i32::from_le_bytes([block[0], block[1], block[2], block[3]]) as f32,
-            Format::F16 => values[0] = half_at(block, 0),
+            Format::F32 | Format::F16 => unreachable!("done above"),
             Format::Q8_0 => q8_0(block, values),
             Format::Q2K => q2_k(block, values),
             Format::Q4K => q4_k(block, values),
             Format::Iq2Xxs => iq2_xxs(block, values),
+            Format::Mxfp4 => mxfp4(block, values),
         }
     }
 }
@@ -38,6 +40,12 @@ pub fn dequantize_row(format: Format, bytes: &[u8], out: &mut [f32]) {
 fn halves(bytes: &[u8], out: &mut [f32]) {
     for (value, pair) in out.iter_mut().zip(bytes.chunks_exact(2)) {
         *value = widen(u16::from_le_bytes([pair[0], pair[1]]));
+    }
+}
+
+fn floats(bytes: &[u8], out: &mut [f32]) {
+    for (value, four) in out.iter_mut().zip(bytes.as_chunks().0) {
+        *value = f32::from_le_bytes(*four);
     }
 }
 
@@ -114,6 +122,29 @@ fn iq2_xxs(block: &[u8], values: &mut [f32]) {
         for (value, code) in group.iter_mut().zip(codes) {
             *value = scale * f32::from(code);
         }
+    }
+}
+
+/// Twice the values of `E2M1`: integers.
+pub const E2M1_DOUBLED: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
+
+/// Half of the power of two that an `E8M0` byte stands for (`2^(e - 127)`), to go with the doubled codes; exact down to the subnormals.
+#[must_use]
+#[inline]
+pub const fn half_of_power(exponent: u8) -> f32 {
+    f32::from_bits(match exponent {
+        0 => 1 << 21,
+        1 => 1 << 22,
+        e => (e as u32 - 1) << 23,
+    })
+}
+
+/// The scale byte, then 16 bytes: low nibbles are values 0 to 15, high nibbles 16 to 31.
+fn mxfp4(block: &[u8], values: &mut [f32]) {
+    let d = half_of_power(block[0]);
+    for (i, value) in values.iter_mut().enumerate() {
+        let code = block[1 + i % 16] >> (4 * (i / 16)) & 15;
+        *value = d * f32::from(E2M1_DOUBLED[usize::from(code)]);
     }
 }
 

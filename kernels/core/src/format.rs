@@ -17,19 +17,22 @@ pub enum Format {
     Q4K,
     /// 256 values as grid indices of 8, with signs and a scale per 32.
     Iq2Xxs,
+    /// 32 four-bit floats (`E2M1`) and a power-of-two scale (`E8M0`).
+    Mxfp4,
     /// Signed 32-bit integers: tables, never arithmetic.
     I32,
 }
 
 impl Format {
     /// Every format this engine reads.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::F32,
         Self::F16,
         Self::Q8_0,
         Self::Q2K,
         Self::Q4K,
         Self::Iq2Xxs,
+        Self::Mxfp4,
         Self::I32,
     ];
 
@@ -44,6 +47,7 @@ impl Format {
             Self::Q4K => 12,
             Self::Iq2Xxs => 16,
             Self::I32 => 26,
+            Self::Mxfp4 => 39,
         }
     }
 
@@ -63,6 +67,7 @@ impl Format {
             Self::Q2K => "Q2_K",
             Self::Q4K => "Q4_K",
             Self::Iq2Xxs => "IQ2_XXS",
+            Self::Mxfp4 => "MXFP4",
             Self::I32 => "I32",
         }
     }
@@ -72,7 +77,7 @@ impl Format {
     pub const fn block_len(self) -> usize {
         match self {
             Self::F32 | Self::F16 | Self::I32 => 1,
-            Self::Q8_0 => 32,
+            Self::Q8_0 | Self::Mxfp4 => 32,
             Self::Q2K | Self::Q4K | Self::Iq2Xxs => 256,
         }
     }
@@ -87,6 +92,7 @@ impl Format {
             Self::Q2K => 84,
             Self::Q4K => 144,
             Self::Iq2Xxs => 66,
+            Self::Mxfp4 => 17,
         }
     }
 }

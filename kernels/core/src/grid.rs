@@ -27,7 +27,7 @@ const PATTERNS: [u16; 256] = [
 const MAGNITUDES: [i8; 3] = [8, 25, 43];
 
 /// The 8 magnitudes of every pattern.
-pub(crate) const GRID: [[i8; 8]; 256] = unpack();
+pub static GRID: [[i8; 8]; 256] = unpack();
 
 const fn unpack() -> [[i8; 8]; 256] {
     let mut grid = [[0; 8]; 256];
@@ -44,7 +44,8 @@ const fn unpack() -> [[i8; 8]; 256] {
 }
 
 /// Seven stored sign bits give eight: the last makes the number of minus signs even.
-pub(crate) const fn signs(stored: u32) -> u32 {
+#[must_use]
+pub const fn signs(stored: u32) -> u32 {
     let seven = stored & 127;
     seven | (seven.count_ones() & 1) << 7
 }

@@ -8,19 +8,19 @@ mod backend;
 mod dequant;
 mod dot;
 mod format;
-mod grid;
 mod matmul;
 mod matrix;
 mod mixture;
 
 pub mod block;
 pub mod codec;
+pub mod grid;
 pub mod math;
 pub mod ops;
 
-pub use activation::{Activations, Form, Q8_BLOCK, Q8K_BLOCK};
+pub use activation::{Activations, CodesMut, Form, OFFSET, Q8_BLOCK, Q8K_BLOCK, quantize};
 pub use backend::{Backend, Scalar, each_piece, each_row_of_two, rows_per_task};
-pub use dequant::{dequantize_row, widen};
+pub use dequant::{E2M1_DOUBLED, dequantize_row, half_of_power, widen};
 pub use dot::{LANES, dot_f32, sum_f32};
 pub use format::Format;
 pub use matmul::{matmul, matmul_rows, unpack_row};

@@ -1,6 +1,6 @@
 //! De-quantisation and the KV codec against independent implementations (`golden/make.py`), and the matmul against de-quantised arithmetic.
 
-use ds4_kernels::{Activations, Format, Matrix, codec, dequantize_row, matmul};
+use ds4_kernels::{Activations, Form, Format, Matrix, codec, dequantize_row, matmul};
 use proptest::prelude::*;
 
 fn floats(bytes: &[u8]) -> Vec<f32> {
@@ -16,11 +16,12 @@ macro_rules! golden {
     };
 }
 
-const QUANTIZED: [(Format, &[u8], &[u8]); 4] = [
+const QUANTIZED: [(Format, &[u8], &[u8]); 5] = [
     (Format::Q8_0, golden!("Q8_0.blocks"), golden!("Q8_0.f32")),
     (Format::Q2K, golden!("Q2_K.blocks"), golden!("Q2_K.f32")),
     (Format::Q4K, golden!("Q4_K.blocks"), golden!("Q4_K.f32")),
     (Format::Iq2Xxs, golden!("IQ2_XXS.blocks"), golden!("IQ2_XXS.f32")),
+    (Format::Mxfp4, golden!("MXFP4.blocks"), golden!("MXFP4.f32")),
 ];
 
 #[test]
@@ -29,6 +30,10 @@ fn every_quantised_format_agrees_with_gguf_py() {
         let expected = floats(expected);
         let mut found = vec![f32::NAN; expected.len()];
         dequantize_row(format, blocks, &mut found);
+        if format == Format::Mxfp4 {
+            // Integers times powers of two: nothing is rounded.
+            assert_eq!(found, expected);
+        }
         for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
             // One rounding in the last place: the two multiply in another order.
             assert!(
@@ -47,11 +52,7 @@ fn quantised_activations_meet_the_dot_of_their_own_values() {
         let input: Vec<f32> = (0..3 * cols)
             .map(|i| ((i * 37 % 101) as f32 - 50.0) * 0.03)
             .collect();
-        let x = if format == Format::Q8_0 {
-            Activations::q8(&input, cols)
-        } else {
-            Activations::q8_k(&input, cols)
-        };
+        let x = Activations::new(&input, cols, Form::of(format));
         let Activations::Q8 {
             codes, scales, block, ..
         } = &x

@@ -1,4 +1,4 @@
-//! The processor back end: AVX2 where the machine has it, threads over output elements.
+//! The processor back end: the vector instructions that the machine has, threads over output elements.
 //!
 //! Every result has the bits of the scalar reference in `ds4-kernels`: integer block dots are exact, `f32` dots use the same 32 lanes,
 //! and threads never share a sum.
@@ -7,16 +7,26 @@
 mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod cpu;
 #[cfg(target_arch = "x86_64")]
 mod indexer;
+mod kernels;
 #[cfg(target_arch = "x86_64")]
 mod lanes;
 mod level;
+mod mixture;
+mod operands;
 mod ops;
+mod panel;
 mod placement;
+mod plain;
 mod pool;
+mod product;
 mod shared;
+
+pub mod peak;
 
 pub use cpu::{Cpu, CpuError};
 pub use level::Level;

@@ -30,7 +30,7 @@ macro_rules! compiled {
             use ds4_kernels::ops::hyper::{self, Mixing};
             use ds4_kernels::ops::indexer::IndexQueries;
             use ds4_kernels::ops::rope::Rotation;
-            use ds4_kernels::ops::{Ops, norm};
+            use ds4_kernels::ops::{Ops, experts, norm};
 
             use crate::{attention as tiles, indexer};
 
@@ -61,6 +61,7 @@ macro_rules! operations {
             mix(row: &mut [f32], streams: &[f32], mixing: &Mixing<'_>) = hyper::mix(row, streams, mixing);
             gather(weights: &[f32], streams: &[f32], out: &mut [f32]) = hyper::gather(weights, streams, out);
             scatter(mix: &[f32], block: &[f32], streams: &mut [f32]) = hyper::scatter(mix, block, streams);
+            swiglu(gate: &mut [f32], up: &[f32], clamp: f32, weight: f32) = experts::swiglu(gate, up, clamp, weight);
             pool(slots: &[Slot<'_>], out: &mut [f32]) = compressor::pool(slots, out);
             encode_kv(row: &[f32], tail: usize, out: &mut [u8]) = codec::encode_kv(row, tail, out);
             decode_kv(bytes: &[u8], tail: usize, out: &mut [f32]) = codec::decode_kv(bytes, tail, out);

@@ -49,6 +49,7 @@ impl Routing {
 }
 
 /// `silu(min(gate, clamp)) * clamp(up, -clamp, clamp) * weight` into `gate`.
+#[inline(always)]
 pub fn swiglu(gate: &mut [f32], up: &[f32], clamp: f32, weight: f32) {
     for (gate, up) in gate.iter_mut().zip(up) {
         *gate = silu(gate.min(clamp)) * up.clamp(-clamp, clamp) * weight;

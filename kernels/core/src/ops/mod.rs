@@ -31,6 +31,8 @@ pub struct Ops {
     pub gather: fn(&[f32], &[f32], &mut [f32]),
     /// [`hyper::scatter`]
     pub scatter: fn(&[f32], &[f32], &mut [f32]),
+    /// [`experts::swiglu`]
+    pub swiglu: fn(&mut [f32], &[f32], f32, f32),
     /// [`compressor::pool`]
     pub pool: fn(&[Slot<'_>], &mut [f32]),
     /// [`crate::codec::encode_kv`]
@@ -58,6 +60,7 @@ impl Ops {
         mix: hyper::mix,
         gather: hyper::gather,
         scatter: hyper::scatter,
+        swiglu: experts::swiglu,
         pool: compressor::pool,
         encode_kv: crate::codec::encode_kv,
         decode_kv: crate::codec::decode_kv,

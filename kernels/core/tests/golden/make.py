@@ -10,6 +10,8 @@ from gguf import GGMLQuantizationType as T, quants
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 rng = np.random.default_rng(4)
+# Formats that came later have a generator of their own, so that the files of the others stay as they are.
+later = np.random.default_rng(39)
 
 
 def save(name, array):
@@ -22,6 +24,14 @@ def blocks(kind, size, halves):
         raw[:, at:at + 2] = np.frombuffer(np.float16(rng.uniform(0.001, 0.1, 6)).tobytes(), np.uint8).reshape(6, 2)
     save(f"{kind.name}.blocks", raw)
     save(f"{kind.name}.f32", quants.dequantize(raw, kind).astype("<f4"))
+
+
+def mxfp4_blocks():
+    raw = later.integers(0, 256, (64, 17), dtype=np.uint8)
+    raw[:4, 0] = [0, 1, 2, 127]  # subnormal scales, the first normal one, 1
+    raw[4:, 0] = later.integers(110, 134, 60)
+    save("MXFP4.blocks", raw)
+    save("MXFP4.f32", quants.dequantize(raw, T.MXFP4).astype("<f4"))
 
 
 def nearest(values, table):
@@ -46,6 +56,7 @@ blocks(T.Q8_0, 34, [0])
 blocks(T.Q2_K, 84, [80, 82])
 blocks(T.Q4_K, 144, [0, 2])
 blocks(T.IQ2_XXS, 66, [0])
+mxfp4_blocks()
 
 rows = (rng.standard_normal((8, 192)) * np.exp(rng.uniform(-9, 4, (8, 1)))).astype("<f4")
 rows[0, :64] = 0

@@ -1,36 +1,87 @@
-//! The inner products in AVX2. Reached only through [`INNER`], which is handed out after detection.
+//! The inner products in AVX2. Reached only through [`KERNELS`], which is handed out after detection.
+
+mod tile;
 
 use std::arch::x86_64::{
     __m256, __m256i, _mm_add_epi32, _mm_cvtsi128_si32, _mm_loadu_si128, _mm_shuffle_epi32, _mm256_add_epi32,
-    _mm256_add_ps, _mm256_castsi256_si128, _mm256_cvtepi8_epi16, _mm256_extracti128_si256, _mm256_fmadd_ps,
-    _mm256_loadu_ps, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_set1_epi16, _mm256_set1_ps,
-    _mm256_setzero_ps, _mm256_setzero_si256, _mm256_storeu_ps,
+    _mm256_add_ps, _mm256_castsi256_si128, _mm256_cvtepi8_epi16, _mm256_cvtph_ps, _mm256_extracti128_si256,
+    _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_set1_epi16,
+    _mm256_set1_ps, _mm256_setzero_ps, _mm256_setzero_si256, _mm256_storeu_ps,
 };
 
 use ds4_kernels::block::{Block, GROUP};
-use ds4_kernels::{LANES, widen as widen_half};
+use ds4_kernels::{Format, LANES, dequantize_row, widen as widen_half};
 
-use crate::level::{Column, Inner};
+use crate::kernels::Kernels;
+use crate::operands::{Put, ROWS, Rows, Token};
 
-/// Only for machines where AVX2 and FMA were detected.
-pub(crate) const INNER: Inner = Inner {
-    // SAFETY: `Inner::of` gives these functions out only where both features were detected.
+/// Tokens below which rows are read from the file for each of them: unpacking takes longer than the products.
+const FEW: usize = 3;
+
+/// Only for machines where AVX2, FMA and F16C were detected.
+pub(crate) const KERNELS: Kernels = Kernels {
+    // SAFETY: `Kernels::of` gives these functions out only where the features were detected.
+    product: |rows, tokens, put| unsafe { product(rows, tokens, put) },
+    plain: |rows, tokens, put| {
+        // SAFETY: as above.
+        let widen = |bytes: &[u8], out: &mut [f32]| unsafe { widen_halves(bytes, out) };
+        // SAFETY: as above.
+        crate::plain::product(rows, tokens, widen, |a, b| unsafe { dot(a, b) }, put);
+    },
+    // SAFETY: as above.
     dot: |a, b| unsafe { dot(a, b) },
     // SAFETY: as above.
     axpy: |factor, x, y| unsafe { axpy(factor, x, y) },
-    // SAFETY: as above.
-    block: |block, column, sums| unsafe { block_dots(block, column, sums) },
-    // SAFETY: as above.
-    q8_0: |row, codes, scales| unsafe { q8_0(row, codes, scales) },
+    quantize: ds4_kernels::quantize,
 };
 
-/// Each token's part of one block, added as [`Block::accumulate`] does.
-#[target_feature(enable = "avx2,fma")]
-fn block_dots(block: &Block, column: &Column<'_>, sums: &mut [f32]) {
-    for (total, (codes, scale)) in sums.iter_mut().zip(column.tokens()) {
-        let (dot, minimums) = block_dot(block, codes);
-        *total = block.accumulate(*total, scale, dot, minimums);
+#[target_feature(enable = "avx2,fma,f16c")]
+fn product(rows: &Rows<'_>, tokens: &[Token<'_>], put: Put<'_>) {
+    if tokens.len() > FEW {
+        return tile::product(rows, tokens, put);
     }
+    for (i, token) in tokens.iter().enumerate() {
+        token.check(rows.cols(), rows.format().block_len());
+        let mut out = [0.0; ROWS];
+        for (row, out) in out[..rows.count()].iter_mut().enumerate() {
+            *out = match rows.format() {
+                Format::Q8_0 => q8_0(rows.row(row), token.codes, token.scales),
+                format => blocks(format, rows.row(row), token),
+            };
+        }
+        put(i, &out);
+    }
+}
+
+/// A row of any format.
+#[target_feature(enable = "avx2,fma")]
+fn blocks(format: Format, row: &[u8], token: &Token<'_>) -> f32 {
+    let blocks = row.chunks_exact(format.block_bytes());
+    let parts = blocks
+        .zip(token.codes.chunks_exact(format.block_len()))
+        .zip(token.scales);
+    let mut total = 0.0;
+    for ((bytes, codes), scale) in parts {
+        let block = Block::unpack(format, bytes);
+        let (dot, minimums) = block_dot(&block, codes);
+        total = block.accumulate(total, *scale, dot, minimums);
+    }
+    total
+}
+
+/// Halves to floats.
+#[target_feature(enable = "avx2,f16c")]
+fn widen_halves(bytes: &[u8], out: &mut [f32]) {
+    let (halves, rest) = bytes.as_chunks::<16>();
+    let (wide, out_rest) = out.as_chunks_mut::<8>();
+    for (halves, out) in halves.iter().zip(wide) {
+        // SAFETY: 16 bytes are read, the size of the array.
+        store(
+            out,
+            _mm256_cvtph_ps(unsafe { _mm_loadu_si128(halves.as_ptr().cast()) }),
+        );
+    }
+    dequantize_row(Format::F16, rest, out_rest);
 }
 
 /// A `Q8_0` row: per block 32 exact products, then one fused multiply-add, as [`Block::accumulate`] does without minimums.

@@ -1,0 +1,316 @@
+//! 64 consecutive values of one row as bytes.
+
+use std::arch::x86_64::{
+    __m128i, __m256i, __m512i, __mmask64, _mm_loadu_si128, _mm256_broadcastsi128_si256, _mm256_loadu_si256,
+    _mm256_setzero_si256, _mm512_add_epi8, _mm512_add_epi64, _mm512_and_si512, _mm512_broadcast_i32x4,
+    _mm512_castsi256_si512, _mm512_castsi512_si256, _mm512_inserti64x4, _mm512_loadu_si512,
+    _mm512_mask_add_epi8, _mm512_mask_sub_epi8, _mm512_maskz_mov_epi8, _mm512_maskz_shuffle_epi8,
+    _mm512_multishift_epi64_epi8, _mm512_or_si512, _mm512_permutex2var_epi8, _mm512_permutexvar_epi8,
+    _mm512_permutexvar_epi32, _mm512_set_epi64, _mm512_set1_epi8, _mm512_set1_epi64, _mm512_setzero_si512,
+    _mm512_shuffle_epi8, _mm512_srli_epi64, _mm512_srlv_epi16, _mm512_test_epi8_mask, _mm512_xor_si512,
+};
+
+use ds4_kernels::E2M1_DOUBLED;
+use ds4_kernels::grid::{GRID, signs};
+
+/// Values of a chunk.
+pub(super) const CHUNK: usize = 64;
+
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Table<T, const N: usize>([T; N]);
+
+impl<T, const N: usize> Table<T, N> {
+    /// Register `i` of the table.
+    #[inline]
+    #[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+    fn register(&self, i: usize) -> __m512i {
+        assert!((i + 1) * 64 <= size_of::<Self>());
+        // SAFETY: 64 bytes from there on are inside the table, as just checked.
+        unsafe { _mm512_loadu_si512(self.0.as_ptr().cast::<__m512i>().add(i)) }
+    }
+}
+
+/// The 16 bytes from `at` on.
+#[inline]
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+pub(super) fn load16(bytes: &[u8], at: usize) -> __m128i {
+    let part = &bytes[at..at + 16];
+    // SAFETY: the slice was just taken; the load needs no alignment.
+    unsafe { _mm_loadu_si128(part.as_ptr().cast()) }
+}
+
+/// The 32 bytes from `at` on.
+#[inline]
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+pub(super) fn load32(bytes: &[u8], at: usize) -> __m256i {
+    let part = &bytes[at..at + 32];
+    // SAFETY: the slice was just taken; the load needs no alignment.
+    unsafe { _mm256_loadu_si256(part.as_ptr().cast()) }
+}
+
+/// The 64 codes from `at` on.
+#[inline]
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+pub(super) fn load64(codes: &[i8], at: usize) -> __m512i {
+    let part = &codes[at..at + 64];
+    // SAFETY: the slice was just taken; the load needs no alignment.
+    unsafe { _mm512_loadu_si512(part.as_ptr().cast()) }
+}
+
+/// `low` in the lower half, `high` in the upper.
+#[inline]
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+fn join(low: __m256i, high: __m256i) -> __m512i {
+    _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high)
+}
+
+/// Two `Q8_0` blocks (or the last one alone), offset to unsigned.
+#[inline]
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+pub(super) fn q8_0(blocks: &[[u8; 34]], chunk: usize) -> __m512i {
+    let low = load32(&blocks[2 * chunk], 2);
+    let high = blocks
+        .get(2 * chunk + 1)
+        .map_or(_mm256_setzero_si256(), |block| load32(block, 2));
+    _mm512_xor_si512(join(low, high), _mm512_set1_epi8(i8::MIN))
+}
+
+/// Two `MXFP4` blocks (or the last one alone), offset to unsigned.
+#[inline]
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+pub(super) fn mxfp4(blocks: &[[u8; 17]], chunk: usize) -> __m512i {
+    let low = load16(&blocks[2 * chunk], 1);
+    let high = blocks.get(2 * chunk + 1).map_or(low, |block| load16(block, 1));
+    let twice = join(
+        _mm256_broadcastsi128_si256(low),
+        _mm256_broadcastsi128_si256(high),
+    );
+    // The high nibbles are the second half of a block.
+    let nibbles = _mm512_srlv_epi16(twice, SHIFTS_MXFP4.register(0));
+    _mm512_shuffle_epi8(E2M1.register(0), _mm512_and_si512(nibbles, _mm512_set1_epi8(15)))
+}
+
+/// One `MXFP4` block, offset to unsigned.
+#[inline]
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+pub(super) fn mxfp4_block(block: &[u8; 17]) -> __m256i {
+    _mm512_castsi512_si256(mxfp4(std::slice::from_ref(block), 0))
+}
+
+/// Codes 0 to 3 of a `Q2_K` block.
+#[inline]
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+pub(super) fn q2_k(block: &[u8; 84], chunk: usize) -> __m512i {
+    let bytes = load32(block, 16 + chunk / 2 * 32);
+    let shifted = _mm512_srlv_epi16(join(bytes, bytes), SHIFTS_Q2K.register(chunk % 2));
+    _mm512_and_si512(shifted, _mm512_set1_epi8(3))
+}
+
+/// The same, times their sub-block scales: at most 3 * 15.
+#[inline]
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+pub(super) fn q2_k_scaled(block: &[u8; 84], chunk: usize) -> __m512i {
+    let codes = q2_k(block, chunk);
+    let scales = _mm512_and_si512(_mm512_broadcast_i32x4(load16(block, 0)), _mm512_set1_epi8(15));
+    // One scale to 16 values: byte `4 * chunk + i` all over quarter `i`.
+    let scale = _mm512_shuffle_epi8(
+        scales,
+        _mm512_add_epi8(QUARTERS.register(0), broadcast(4 * chunk)),
+    );
+    let one = _mm512_test_epi8_mask(codes, _mm512_set1_epi8(1));
+    let two = _mm512_test_epi8_mask(codes, _mm512_set1_epi8(2));
+    let product = _mm512_maskz_mov_epi8(one, scale);
+    _mm512_mask_add_epi8(product, two, product, _mm512_add_epi8(scale, scale))
+}
+
+/// For every 4 values of a chunk the scale of their 16, as 32-bit integers.
+#[inline]
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+pub(super) fn q2_k_steps(block: &[u8; 84], chunk: usize) -> __m512i {
+    let scales = _mm512_and_si512(_mm512_broadcast_i32x4(load16(block, 0)), _mm512_set1_epi8(15));
+    let index = _mm512_add_epi8(QUARTERS.register(0), broadcast(4 * chunk));
+    _mm512_maskz_shuffle_epi8(0x1111_1111_1111_1111, scales, index)
+}
+
+/// Codes 0 to 15 of a `Q4_K` block.
+#[inline]
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+pub(super) fn q4_k(block: &[u8; 144], chunk: usize) -> __m512i {
+    let bytes = load32(block, 16 + chunk * 32);
+    let shifted = _mm512_srlv_epi16(join(bytes, bytes), SHIFTS_Q4K.register(0));
+    _mm512_and_si512(shifted, _mm512_set1_epi8(15))
+}
+
+/// The eight six-bit scales, and the eight minimums, of a `Q4_K` block as bytes.
+#[inline]
+pub(super) fn q4_k_scales(block: &[u8; 144]) -> (u64, u64) {
+    let word = |at: usize| u32::from_le_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]]);
+    let (a, b, c) = (word(4), word(8), word(12));
+    let (six, two) = (0x3f3f_3f3f, 0x0303_0303);
+    let scales = u64::from(a & six) | u64::from(c & 0x0f0f_0f0f | (a >> 6 & two) << 4) << 32;
+    let minimums = u64::from(b & six) | u64::from(c >> 4 & 0x0f0f_0f0f | (b >> 6 & two) << 4) << 32;
+    (scales, minimums)
+}
+
+/// What a group of 32 values of an `IQ2_XXS` block takes: a scale step, and signs for its magnitudes.
+#[derive(Clone, Copy)]
+pub(super) struct Iq2 {
+    /// Bytes 8 g to 8 g + 3: the sign bits of group `g`.
+    signs: __m512i,
+    /// Dword 2 g: the odd step of group `g`.
+    pub(super) steps: __m512i,
+}
+
+impl Iq2 {
+    #[inline]
+    #[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+    pub(super) fn new(block: &[u8; 66]) -> Self {
+        // Eight groups of four grid indices, four sign fields of seven bits, and a scale of four bits.
+        let groups = {
+            let part = &block[2..66];
+            // SAFETY: the slice was just taken: 64 bytes; the load needs no alignment.
+            unsafe { _mm512_loadu_si512(part.as_ptr().cast()) }
+        };
+        let fields = _mm512_multishift_epi64_epi8(_mm512_set1_epi64(0x352e_2720_352e_2720), groups);
+        let scale = _mm512_srli_epi64::<60>(groups);
+        Self {
+            signs: _mm512_permutex2var_epi8(SIGNS.register(0), fields, SIGNS.register(1)),
+            steps: _mm512_or_si512(_mm512_add_epi64(scale, scale), _mm512_set1_epi64(1)),
+        }
+    }
+
+    /// Magnitudes of a chunk, and which of them are negative.
+    #[inline]
+    #[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+    pub(super) fn chunk(&self, block: &[u8; 66], chunk: usize) -> (__m512i, __mmask64) {
+        let at = 2 + 16 * chunk;
+        let eight = |i: usize| i64::from_le_bytes(GRID[usize::from(block[at + i])].map(i8::cast_unsigned));
+        let magnitudes = _mm512_set_epi64(
+            eight(11),
+            eight(10),
+            eight(9),
+            eight(8),
+            eight(3),
+            eight(2),
+            eight(1),
+            eight(0),
+        );
+        let spread = _mm512_permutexvar_epi8(SIGN_OF.register(chunk), self.signs);
+        let minus = _mm512_test_epi8_mask(spread, _mm512_set1_epi64(BITS.cast_signed()));
+        (magnitudes, minus)
+    }
+
+    /// A chunk with its signs, offset to unsigned.
+    #[inline]
+    #[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+    pub(super) fn unsigned(&self, block: &[u8; 66], chunk: usize) -> __m512i {
+        let (magnitudes, minus) = self.chunk(block, chunk);
+        let signed = _mm512_mask_sub_epi8(magnitudes, minus, _mm512_setzero_si512(), magnitudes);
+        _mm512_xor_si512(signed, _mm512_set1_epi8(i8::MIN))
+    }
+
+    /// For every 4 values of a chunk the step of their 32, as 32-bit integers.
+    #[inline]
+    #[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+    pub(super) fn chunk_steps(&self, chunk: usize) -> __m512i {
+        _mm512_permutexvar_epi32(STEP_OF.register(chunk), self.steps)
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+#[allow(clippy::cast_possible_truncation, clippy::cast_possible_wrap)] // below 16
+fn broadcast(byte: usize) -> __m512i {
+    _mm512_set1_epi8(byte as i8)
+}
+
+/// Bit `i` in byte `i`.
+const BITS: u64 = 0x8040_2010_0804_0201;
+
+static E2M1: Table<u8, 64> = Table(e2m1_unsigned());
+static SHIFTS_MXFP4: Table<u16, 32> = Table(shifts(8, 4));
+static SHIFTS_Q4K: Table<u16, 32> = Table(shifts(16, 4));
+static SHIFTS_Q2K: Table<u16, 64> = Table(shifts_q2_k());
+static QUARTERS: Table<u8, 64> = Table(quarters());
+static SIGNS: Table<u8, 128> = Table(sign_bytes());
+static SIGN_OF: Table<u8, 256> = Table(sign_of());
+static STEP_OF: Table<u32, 64> = Table(step_of());
+
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // -12 to 12, offset
+const fn e2m1_unsigned() -> [u8; 64] {
+    let mut table = [0; 64];
+    let mut i = 0;
+    while i < 64 {
+        table[i] = (E2M1_DOUBLED[i % 16] as i32 + ds4_kernels::OFFSET) as u8;
+        i += 1;
+    }
+    table
+}
+
+/// Every other run of `run` words is shifted by `by`.
+const fn shifts(run: usize, by: u16) -> [u16; 32] {
+    let mut table = [0; 32];
+    let mut i = 0;
+    while i < 32 {
+        table[i] = (i / run % 2) as u16 * by;
+        i += 1;
+    }
+    table
+}
+
+/// 32 bytes hold 128 values: two bits further every 32 values.
+const fn shifts_q2_k() -> [u16; 64] {
+    let mut table = [0; 64];
+    let mut i = 0;
+    while i < 64 {
+        table[i] = 2 * (i / 16) as u16;
+        i += 1;
+    }
+    table
+}
+
+/// The number of the quarter.
+const fn quarters() -> [u8; 64] {
+    let mut table = [0; 64];
+    let mut i = 0;
+    while i < 64 {
+        table[i] = (i / 16) as u8;
+        i += 1;
+    }
+    table
+}
+
+/// Seven stored bits to eight signs.
+#[allow(clippy::cast_possible_truncation)] // eight bits
+const fn sign_bytes() -> [u8; 128] {
+    let mut table = [0; 128];
+    let mut i = 0;
+    while i < 128 {
+        table[i] = signs(i as u32) as u8;
+        i += 1;
+    }
+    table
+}
+
+/// Where the sign byte of value `i` is: of its group's four, the one of its eight.
+const fn sign_of() -> [u8; 256] {
+    let mut table = [0; 256];
+    let mut i = 0;
+    while i < 256 {
+        table[i] = (i / 32 * 8 + i % 32 / 8) as u8;
+        i += 1;
+    }
+    table
+}
+
+/// Where the step of values `4 i` to `4 i + 3` is.
+const fn step_of() -> [u32; 64] {
+    let mut table = [0; 64];
+    let mut i = 0;
+    while i < 64 {
+        table[i] = (i / 8 * 2) as u32;
+        i += 1;
+    }
+    table
+}

@@ -1,0 +1,50 @@
+//! AVX-512 with VNNI and VBMI (Ice Lake, Zen 4 and later): bytes are multiplied four at a time into 32-bit sums.
+//!
+//! Every function here is reached through [`KERNELS`], which is handed out only where the features were detected.
+
+mod chunk;
+mod fold;
+mod panel;
+mod plain;
+mod quantize;
+mod tile;
+mod vector;
+
+use crate::kernels::Kernels;
+use crate::operands::{Put, Rows, Token};
+use crate::panel::with_panel;
+
+/// Tokens below which rows are read from the file for each of them: unpacking takes about as long as two or three products.
+const FEW: usize = 3;
+
+/// Only for machines where the features of this module were detected.
+pub(crate) const KERNELS: Kernels = Kernels {
+    // SAFETY: `Kernels::of` gives these functions out only where all the features were detected.
+    product: |rows, tokens, put| unsafe { product(rows, tokens, put) },
+    // SAFETY: as above.
+    plain: |rows, tokens, put| unsafe { plain::product(rows, tokens, put) },
+    // SAFETY: as above.
+    quantize: |values, block, out| unsafe { quantize::quantize(values, block, out) },
+    ..crate::avx2::KERNELS
+};
+
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+fn product(rows: &Rows<'_>, tokens: &[Token<'_>], put: Put<'_>) {
+    for token in tokens {
+        token.check(rows.cols(), rows.format().block_len());
+    }
+    if tokens.len() <= FEW {
+        for (i, token) in tokens.iter().enumerate() {
+            put(i, &vector::product(rows, token));
+        }
+        return;
+    }
+    with_panel(|panel| {
+        panel::unpack(rows, panel);
+        for (i, tokens) in tokens.chunks(tile::TOKENS).enumerate() {
+            for (j, values) in tile::product(panel, tokens)[..tokens.len()].iter().enumerate() {
+                put(i * tile::TOKENS + j, values);
+            }
+        }
+    });
+}
