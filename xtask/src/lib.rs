@@ -1,6 +1,7 @@
 //! The project's own commands, as a library.
 
 pub mod ask;
+pub mod bench;
 pub mod cluster;
 pub mod demo;
 pub mod images;
@@ -8,6 +9,7 @@ pub mod journey;
 pub mod process;
 pub mod processes;
 pub mod progress;
+pub mod python;
 pub mod repository;
 pub mod steps;
 pub mod tools;

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand, ValueEnum};
+use xtask::bench::Bench;
 use xtask::cluster::{self, Cluster, Provider};
 use xtask::images::{self, Name};
 use xtask::{demo, journey, processes, steps};
@@ -32,6 +33,9 @@ enum Xtask {
         #[arg(long)]
         keep: bool,
     },
+    /// Measures side by side; every claim of speed or memory comes from here.
+    #[command(subcommand)]
+    Bench(Bench),
     /// Takes a user's way through a fresh cluster and checks every stop.
     Journey,
     /// A real Kubernetes of several nodes on this machine.
@@ -136,6 +140,7 @@ fn run(command: Xtask) -> Result<()> {
             Where::Namespaces => demo::run(Some(Provider::Namespaces), keep),
             Where::Processes => processes::run(),
         },
+        Xtask::Bench(bench) => bench.run(),
         Xtask::Journey => journey::run(),
         Xtask::Cluster(command) => run_cluster(command),
         Xtask::Images => {

@@ -45,6 +45,11 @@ pub(crate) enum Command {
         after_help = "Examples:\n  ds4 synth --preset micro --out micro.gguf\n  ds4 synth --preset tiny --set n_layer=5 --set 'ratios=[4,128,4,0,128]' --out odd.gguf"
     )]
     Synth(SynthArguments),
+    /// Measure prefill and decode of a model on this machine.
+    #[command(
+        after_help = "Examples:\n  ds4 bench --model tiny.gguf\n  ds4 bench --model flash.gguf --prompt 512,2048 --generate 64 --depth 0,2048 --batch 1,4,8 --roofline\n  ds4 bench --model flash.gguf --prompt 0 --depth 2048,32768 --json   (decode only, deeper and deeper in one session)"
+    )]
+    Bench(BenchArguments),
     /// Ask a stage or server whether it is healthy; exits with 1 when not.
     Health(HealthArguments),
     /// Print a completion script.
@@ -312,6 +317,39 @@ pub(crate) struct SynthArguments {
     /// Where the model goes.
     #[arg(long, value_name = "FILE")]
     pub(crate) out: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchArguments {
+    #[command(flatten)]
+    pub(crate) compute: ComputeArguments,
+    /// Tokens of each prompt that is prefilled from nothing; 0 for none.
+    #[arg(short, long, value_delimiter = ',', default_values_t = [512], value_name = "N,...")]
+    pub(crate) prompt: Vec<usize>,
+    /// Tokens that each session generates; 0 for no decode.
+    #[arg(short = 'n', long, default_value_t = 64, value_name = "N")]
+    pub(crate) generate: usize,
+    /// Tokens in the session before decode starts.
+    #[arg(short, long, value_delimiter = ',', default_values_t = [0], value_name = "N,...")]
+    pub(crate) depth: Vec<usize>,
+    /// Sessions that decode at once, at each depth.
+    #[arg(short, long, value_delimiter = ',', default_values_t = [1], value_name = "N,...")]
+    pub(crate) batch: Vec<usize>,
+    /// Tokens in a prefill chunk.
+    #[arg(long, alias = "prefill-chunk", default_value_t = 512, value_name = "N")]
+    pub(crate) chunk: usize,
+    /// Measure everything so many times.
+    #[arg(short, long, default_value_t = 1, value_name = "N")]
+    pub(crate) repeat: usize,
+    /// Also measure the machine: memory bandwidth and int8 peak, and the share of them that each row reaches.
+    #[arg(long)]
+    pub(crate) roofline: bool,
+    /// Time the first pass too, in which buffers are taken.
+    #[arg(long)]
+    pub(crate) no_warmup: bool,
+    /// Print one JSON object instead of text.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]

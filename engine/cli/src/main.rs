@@ -29,6 +29,7 @@ fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Synth(arguments) => commands::synth::run(&arguments),
         Command::Inspect(arguments) => commands::inspect::run(&arguments),
+        Command::Bench(arguments) => commands::bench::run(&arguments),
         Command::Completion { shell } => {
             commands::completion(shell);
             Ok(())

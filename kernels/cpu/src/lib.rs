@@ -24,9 +24,11 @@ mod placement;
 mod plain;
 mod pool;
 mod product;
+mod roofline;
 mod shared;
 
 pub mod peak;
 
 pub use cpu::{Cpu, CpuError};
 pub use level::Level;
+pub use roofline::Roofline;

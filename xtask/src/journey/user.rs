@@ -1,6 +1,5 @@
 //! What a user does with a cluster, from installing to leaving.
 
-use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
@@ -11,6 +10,7 @@ use crate::cluster::Cluster;
 use crate::demo::{NODES, SYSTEM, install, quickstart, whole_trace};
 use crate::process;
 use crate::progress::{Probe, step, wait};
+use crate::python;
 use crate::repository;
 
 /// The whole way, on a cluster that has the project's images.
@@ -115,25 +115,13 @@ fn spread(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-/// A Python with the OpenAI client, made once.
-fn python() -> Result<PathBuf> {
-    let venv = repository::cache().join("python");
-    let python = venv.join("bin/python");
-    if python.exists() && process::output(Command::new(&python).args(["-c", "import openai"])).is_ok() {
-        return Ok(python);
-    }
-    let log = repository::cache().join("python.log");
-    process::logged(Command::new("python3").args(["-m", "venv"]).arg(&venv), &log)?;
-    process::logged(
-        Command::new(&python).args(["-m", "pip", "install", "-q", "openai==1.109.1"]),
-        &log,
-    )?;
-    Ok(python)
-}
-
 fn openai(address: &str) -> Result<()> {
     let client = repository::root().join("tests/cluster/openai_client.py");
-    let said = process::output(Command::new(python()?).arg(client).args([address, "quickstart"]))?;
+    let said = process::output(
+        Command::new(python::environment("openai", &["openai==1.109.1"])?)
+            .arg(client)
+            .args([address, "quickstart"]),
+    )?;
     let answer: Value = serde_json::from_str(&said).with_context(|| said.clone())?;
     ensure!(
         answer["decision"] == "disaggregated" && answer["streamed_decision"] == "disaggregated",
