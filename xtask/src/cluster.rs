@@ -7,7 +7,7 @@ mod kind;
 mod namespaces;
 mod state;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -220,6 +220,102 @@ impl Cluster {
         self.state.forwards.insert(key, forward);
         self.state.write(&self.folder())?;
         Ok(address)
+    }
+
+    /// Ends a forward: its Service is about to go, and another of the same name would have another address.
+    ///
+    /// # Errors
+    /// When the cluster's state cannot be written.
+    pub fn end_forward(&mut self, namespace: &str, service: &str, port: u16) -> Result<()> {
+        if let Some(forward) = self
+            .state
+            .forwards
+            .remove(&format!("{namespace}/{service}:{port}"))
+        {
+            forward.end();
+        }
+        self.state.write(&self.folder())
+    }
+
+    /// Another name for an image that lies on every node.
+    ///
+    /// # Errors
+    /// With kind, or when a node does not have it.
+    pub fn tag(&self, image: &str, other: &str) -> Result<()> {
+        self.needs_namespaces("tagging images")?;
+        namespaces::tag(self, image, other)
+    }
+
+    /// Unplugs a node from the network, or plugs it in again.
+    ///
+    /// # Errors
+    /// With kind, or when there is no such node.
+    pub fn plug(&self, node: usize, plugged: bool) -> Result<()> {
+        self.needs_namespaces("unplugging a node")?;
+        namespaces::plug(self, node, plugged)
+    }
+
+    /// Kills the process of a pod's container, as the kernel would.
+    ///
+    /// # Errors
+    /// With kind, or when there is no such pod.
+    pub fn kill_container(&self, pod: &str) -> Result<()> {
+        self.needs_namespaces("killing a container's process")?;
+        let path = "jsonpath={.spec.nodeName} {.status.containerStatuses[0].containerID}";
+        let said = self.kubectl(&["get", "pod", pod, "-o", path])?;
+        let (node, id) = said.split_once(' ').context("a node and a container")?;
+        let node = node.trim_start_matches("node").parse()?;
+        namespaces::kill_container(self, node, id.trim().trim_start_matches("containerd://"))
+    }
+
+    /// Ends the API server.
+    ///
+    /// # Errors
+    /// With kind, or when it is not there.
+    pub fn stop_api(&mut self) -> Result<()> {
+        self.needs_namespaces("stopping the API server")?;
+        let place = self
+            .state
+            .processes
+            .iter()
+            .position(|process| process.name == "kube-apiserver")
+            .context("the API server was not started")?;
+        self.state.processes.remove(place).end(Duration::from_secs(1));
+        self.state.write(&self.folder())
+    }
+
+    /// Starts the API server again.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_api(&mut self) -> Result<()> {
+        namespaces::start_api(self)
+    }
+
+    /// A command in the cluster's network, where pods' and Services' addresses are reached.
+    ///
+    /// # Errors
+    /// With kind.
+    pub fn inside(&self, program: &Path) -> Result<Command> {
+        self.needs_namespaces("a process in the cluster's network")?;
+        Ok(namespaces::inside(self, program))
+    }
+
+    /// Everything that the operator asked of the API server, a JSON object on each line.
+    ///
+    /// # Errors
+    /// With kind.
+    pub fn audit_log(&self) -> Result<PathBuf> {
+        self.needs_namespaces("the audit log")?;
+        Ok(namespaces::audit_log(self))
+    }
+
+    fn needs_namespaces(&self, what: &str) -> Result<()> {
+        ensure!(
+            self.state.provider == Provider::Namespaces,
+            "{what}: only with the provider namespaces"
+        );
+        Ok(())
     }
 
     fn end_forwards(&mut self) {

@@ -36,8 +36,21 @@ enum Xtask {
     /// Measures side by side; every claim of speed or memory comes from here.
     #[command(subcommand)]
     Bench(Bench),
-    /// Takes a user's way through a fresh cluster and checks every stop.
-    Journey,
+    /// Takes a user's way through a fresh cluster, and what an operator has to live through, under a load of requests.
+    Journey {
+        /// All journeys, not only those of `cargo xtask test`.
+        #[arg(long)]
+        all: bool,
+        /// Only journeys whose name contains this.
+        #[arg(long, value_name = "TEXT")]
+        only: Option<String>,
+        /// On this cluster, which is up and has the chart, instead of a fresh one.
+        #[arg(long, value_name = "NAME")]
+        cluster: Option<String>,
+        /// Prints the journeys and ends.
+        #[arg(long)]
+        list: bool,
+    },
     /// A real Kubernetes of several nodes on this machine.
     #[command(subcommand)]
     Cluster(ClusterCommand),
@@ -141,7 +154,10 @@ fn run(command: Xtask) -> Result<()> {
             Where::Processes => processes::run(),
         },
         Xtask::Bench(bench) => bench.run(),
-        Xtask::Journey => journey::run(),
+        Xtask::Journey { list: true, .. } => journey::list(),
+        Xtask::Journey {
+            all, only, cluster, ..
+        } => journey::run(&journey::Choice { all, only, cluster }),
         Xtask::Cluster(command) => run_cluster(command),
         Xtask::Images => {
             for archive in images::build(&Name::OURS)? {

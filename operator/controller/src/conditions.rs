@@ -166,7 +166,7 @@ fn handoff_ready(facts: &Facts<'_>, answering: i32) -> Verdict {
     let kind = condition::HANDOFF_READY;
     let incomplete = facts.routes.iter().find_map(|report| match &report.route {
         Route::Incomplete(why) => Some(format!("pod {}: {why}", report.pod)),
-        Route::Complete | Route::Unknown => None,
+        Route::Complete | Route::Unknown | Route::NoAddress => None,
     });
     if let Some(message) = incomplete {
         // Of two sides that do not go together the engine names the field and both values.
@@ -180,7 +180,7 @@ fn handoff_ready(facts: &Facts<'_>, answering: i32) -> Verdict {
     let unknown = facts
         .routes
         .iter()
-        .filter(|report| report.route == Route::Unknown)
+        .filter(|report| matches!(report.route, Route::Unknown | Route::NoAddress))
         .map(|report| report.pod.as_str())
         .collect::<Vec<_>>();
     if !unknown.is_empty() {

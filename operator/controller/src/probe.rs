@@ -30,6 +30,8 @@ pub(crate) enum Route {
     Incomplete(String),
     /// The pod did not answer.
     Unknown,
+    /// The pod has no address yet: nobody can be asked.
+    NoAddress,
 }
 
 /// Asks all output pods that should answer, at once.
@@ -39,20 +41,23 @@ pub(crate) async fn routes(pods: &[Member]) -> Vec<Report> {
         .filter(|pod| pod.output && !pod.leaving)
         .map(|pod| async {
             let ip = pod.pod.status.as_ref().and_then(|status| status.pod_ip.clone());
-            let answer = match ip {
-                Some(ip) => tokio::time::timeout(PATIENCE, ask(&ip))
-                    .await
-                    .ok()
-                    .and_then(Result::ok),
-                None => None,
-            };
             Report {
                 pod: pod.name.clone(),
                 revision: pod.revision.clone(),
-                route: answer.as_deref().map_or(Route::Unknown, route),
+                route: match ip {
+                    Some(ip) => told(&ip).await,
+                    None => Route::NoAddress,
+                },
             }
         });
     join_all(asked).await
+}
+
+async fn told(ip: &str) -> Route {
+    match tokio::time::timeout(PATIENCE, ask(ip)).await {
+        Ok(Ok(answer)) => route(&answer),
+        Ok(Err(_)) | Err(_) => Route::Unknown,
+    }
 }
 
 async fn ask(ip: &str) -> std::io::Result<String> {

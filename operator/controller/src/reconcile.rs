@@ -18,6 +18,7 @@ use crate::error::Error;
 use crate::failpoint::Failpoint;
 use crate::metrics::Metrics;
 use crate::observe::Observed;
+use crate::probe::{Report, Route};
 use crate::progress::{Progress, progress};
 use crate::rollout::{Generation, Goal, complete, forgotten, plan};
 use crate::status::{Facts, Rollout, status};
@@ -102,7 +103,7 @@ async fn step(deployment: &DS4Deployment, context: &Context) -> Result<Duration,
         now,
     };
     let status = status(&facts);
-    if asks_again(&status) {
+    if asks_again(&routes) {
         due.push(ASK_AGAIN);
     }
     publish_status(context, deployment, &names, &status).await?;
@@ -199,13 +200,11 @@ async fn write(
     Ok(())
 }
 
-/// Whether an output pod has yet to say that its route is complete.
-fn asks_again(status: &DS4DeploymentStatus) -> bool {
-    status.replicas > 0
-        && status
-            .conditions
-            .iter()
-            .any(|known| known.type_ == condition::HANDOFF_READY && known.status == "False")
+/// Whether an output pod that can be asked has yet to say that its route is complete. Of one without an address the next event tells.
+fn asks_again(routes: &[Report]) -> bool {
+    routes
+        .iter()
+        .any(|report| matches!(report.route, Route::Incomplete(_) | Route::Unknown))
 }
 
 /// Writes the status when it differs, and an event for every condition that holds no longer, holds again, or for another reason.

@@ -104,17 +104,19 @@ fn shrink(goal: Goal, old: &[Generation], new: &Generation) -> Plan {
         .collect()
 }
 
-/// Nothing is replaced, but `replicas` is still followed: the newest old revision that serves grows and shrinks with it.
+/// Nothing is replaced, but `replicas` is still followed: the newest old revision that serves grows when there are fewer pipelines than
+/// that, and shrinks when there are more than that and the surge. (New ones that do not answer must not push out old ones that do.)
 fn held(goal: Goal, old: &[Generation], new: &Generation) -> (Plan, i32) {
     let mut plan: Plan = old
         .iter()
         .map(|old| (old.revision.clone(), old.desired))
         .collect();
     let new_next = new.desired.min(goal.replicas);
-    let serving = by_age(old).into_iter().rfind(|old| old.desired > 0);
-    if let Some(serving) = serving {
-        let others: i32 = new_next + plan.values().sum::<i32>() - serving.desired;
-        plan.insert(serving.revision.clone(), (goal.replicas - others).max(0));
+    let all = new_next + plan.values().sum::<i32>();
+    let wanted = all.clamp(goal.replicas, goal.replicas + goal.max_surge);
+    if let Some(serving) = by_age(old).into_iter().rfind(|old| old.desired > 0) {
+        let next = (serving.desired + wanted - all).max(0);
+        plan.insert(serving.revision.clone(), next);
     }
     (plan, new_next)
 }
@@ -249,6 +251,16 @@ mod tests {
             of(&[("a", 4), ("b", 1)])
         );
         assert_eq!(next(held(2), &[old], &new), of(&[("a", 1), ("b", 1)]));
+        // A new pipeline beside, which never answers, does not push out the only old one.
+        let (one, beside) = (generation("a", 1, &[true]), generation("b", 2, &[false]));
+        let surge = Goal {
+            held: true,
+            ..goal(1, 0, 1)
+        };
+        assert_eq!(
+            next(surge, std::slice::from_ref(&one), &beside),
+            of(&[("a", 1), ("b", 1)])
+        );
         // Nothing to hold back: a paused new deployment still starts.
         assert_eq!(next(held(2), &[], &generation("b", 1, &[])), of(&[("b", 2)]));
     }

@@ -75,6 +75,63 @@ pub(super) fn load(cluster: &Cluster, archive: &Path) -> Result<()> {
     Ok(())
 }
 
+pub(super) fn tag(cluster: &Cluster, image: &str, other: &str) -> Result<()> {
+    for number in 1..=cluster.state.nodes {
+        let mut command = node::enter(cluster, number)?;
+        command.args([
+            "ctr",
+            "--namespace",
+            "k8s.io",
+            "images",
+            "tag",
+            "--force",
+            image,
+            other,
+        ]);
+        process::output(&mut command)?;
+    }
+    Ok(())
+}
+
+pub(super) fn plug(cluster: &Cluster, number: usize, plugged: bool) -> Result<()> {
+    network::plug(&cluster.name, number, plugged)
+}
+
+pub(super) fn kill_container(cluster: &Cluster, number: usize, id: &str) -> Result<()> {
+    let mut command = node::enter(cluster, number)?;
+    command.args([
+        "ctr",
+        "--namespace",
+        "k8s.io",
+        "tasks",
+        "kill",
+        "--signal",
+        "SIGKILL",
+        id,
+    ]);
+    process::output(&mut command).map(drop)
+}
+
+pub(super) fn start_api(cluster: &mut Cluster) -> Result<()> {
+    control_plane::start_api_server(cluster)?;
+    wait_for_api(cluster)
+}
+
+pub(super) fn inside(cluster: &Cluster, program: &Path) -> Command {
+    let mut command = Command::new("nsenter");
+    command
+        .arg(format!(
+            "--net=/run/netns/{}",
+            network::control_plane(&cluster.name)
+        ))
+        .arg(program);
+    command
+}
+
+pub(super) fn audit_log(cluster: &Cluster) -> PathBuf {
+    control_plane::audit_log(cluster)
+}
+
 /// Through the Service's own address: kube-proxy of the first node chooses the pod, as for any client in the cluster.
 pub(super) fn forward(cluster: &Cluster, namespace: &str, service: &str, port: u16) -> Result<Forward> {
     let path = "jsonpath={.spec.clusterIP}";

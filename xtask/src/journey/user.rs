@@ -7,18 +7,17 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::cluster::Cluster;
-use crate::demo::{NODES, SYSTEM, install, quickstart, whole_trace};
+use crate::demo::{NODES, SYSTEM, quickstart, whole_trace};
 use crate::process;
 use crate::progress::{Probe, step, wait};
 use crate::python;
 use crate::repository;
 
-/// The whole way, on a cluster that has the project's images.
-pub(super) fn travel(cluster: &mut Cluster) -> Result<()> {
+/// From the installed chart to an answered and traced question.
+pub(super) fn arrive(cluster: &mut Cluster) -> Result<()> {
     step("helm lint", || {
         cluster.helm(&["lint", "charts/ds4", "--strict"]).map(drop)
     })?;
-    install(cluster)?;
     step("invalid examples are refused by the API server", || {
         invalid(cluster)
     })?;
@@ -40,7 +39,11 @@ pub(super) fn travel(cluster: &mut Cluster) -> Result<()> {
     })?;
     step("deleting the deployment leaves nothing behind", || {
         delete(cluster)
-    })?;
+    })
+}
+
+/// From a serving deployment to a cluster without a trace of the project.
+pub(super) fn leave(cluster: &mut Cluster) -> Result<()> {
     quickstart(cluster)?;
     step("helm uninstall leaves users' resources and says so", || {
         uninstall(cluster)

@@ -74,6 +74,12 @@ fn plug_in(cluster: &str, number: usize) -> Result<()> {
     forwards_packets(&name)
 }
 
+/// Unplugs a node's cable at the bridge's end, or plugs it in again.
+pub(super) fn plug(cluster: &str, number: usize, plugged: bool) -> Result<()> {
+    let state = if plugged { "up" } else { "down" };
+    inside(&control_plane(cluster), &format!("link set node{number} {state}"))
+}
+
 /// Every other namespace sends a node's pods' packets to that node.
 fn route_pods(cluster: &str, number: usize, nodes: usize) -> Result<()> {
     let route = format!(

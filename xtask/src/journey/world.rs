@@ -1,0 +1,250 @@
+//! The cluster of the journeys, with one deployment under observation.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::{Value, json};
+
+use super::load::{Answer, Load, Report, ask};
+use crate::cluster::Cluster;
+use crate::demo::SYSTEM;
+use crate::images::Name;
+use crate::process::Started;
+use crate::repository;
+
+/// The deployment.
+pub(super) const FLASH: &str = "flash";
+/// The port of its Service.
+const PORT: u16 = 8000;
+/// How long a journey may take to come to rest.
+const PATIENCE: Duration = Duration::from_secs(150);
+
+/// A cluster with the chart installed.
+pub(super) struct World<'a> {
+    pub(super) cluster: &'a mut Cluster,
+}
+
+/// The deployment of the journeys: two stages, with a small random model.
+pub(super) fn flash(replicas: i32) -> Value {
+    json!({
+        "apiVersion": "ds4.dev/v1alpha1", "kind": "DS4Deployment", "metadata": {"name": FLASH},
+        "spec": {
+            "replicas": replicas,
+            "model": {"name": FLASH, "source": {"synthetic": {"preset": "micro", "seed": 7}}},
+            "pipeline": {"prefillChunkTokens": 32, "stages": [
+                {"name": "early", "layers": {"first": 0, "last": 0}},
+                {"name": "output", "layers": {"first": 1}},
+            ]},
+            "handoff": {"minPromptTokens": 32, "timeoutSeconds": 10},
+            "rollout": {"progressDeadlineSeconds": 600, "drainTimeoutSeconds": 30},
+            "failurePolicy": {"maxRestarts": 1},
+        },
+    })
+}
+
+impl World<'_> {
+    pub(super) fn apply(&self, manifest: &Value) -> Result<()> {
+        let file = self.cluster.folder().join("manifest.json");
+        std::fs::write(&file, manifest.to_string())?;
+        let file = file.display().to_string();
+        self.cluster.kubectl(&["apply", "-f", &file]).map(drop)
+    }
+
+    /// Applies it, waits until it rests, and returns where it answers.
+    pub(super) fn settle(&mut self, manifest: &Value) -> Result<String> {
+        self.apply(manifest)?;
+        self.rest()?;
+        Ok(format!(
+            "http://{}",
+            self.cluster.forward("default", FLASH, PORT)?
+        ))
+    }
+
+    /// Removes the deployment.
+    pub(super) fn remove(&mut self) -> Result<()> {
+        self.cluster.end_forward("default", FLASH, PORT)?;
+        let delete = ["delete", "ds4", FLASH, "--ignore-not-found"];
+        self.cluster.kubectl(&delete).map(drop)
+    }
+
+    pub(super) fn get(&self) -> Result<Value> {
+        let text = self.cluster.kubectl(&["get", "ds4", FLASH, "-o", "json"])?;
+        Ok(serde_json::from_str(&text)?)
+    }
+
+    /// Waits until the newest spec is rolled out and every pod and route is as it should be; returns how long that took.
+    pub(super) fn rest(&self) -> Result<Duration> {
+        self.until("at rest", |deployment| {
+            let status = &deployment["status"];
+            status["observedGeneration"] == deployment["metadata"]["generation"]
+                && status["currentRevision"] == status["updateRevision"]
+                && status["currentRevision"].is_string()
+                && status["readyReplicas"].as_i64().unwrap_or(0)
+                    == deployment["spec"]["replicas"].as_i64().unwrap_or(1)
+                && says(deployment, "Progressing", "False", "Settled")
+                && says(deployment, "Degraded", "False", "AsExpected")
+                && says(deployment, "HandoffReady", "True", "RouteComplete")
+        })
+    }
+
+    /// Waits for a condition; returns how long that took.
+    pub(super) fn until_says(&self, kind: &str, status: &str, reason: &str) -> Result<Duration> {
+        self.until(&format!("{kind}={status} {reason}"), |deployment| {
+            says(deployment, kind, status, reason)
+        })
+    }
+
+    /// Waits until `found` holds; returns how long that took.
+    pub(super) fn until(&self, what: &str, found: impl Fn(&Value) -> bool) -> Result<Duration> {
+        let start = Instant::now();
+        let mut last = Value::Null;
+        while start.elapsed() < PATIENCE {
+            // While the API server is away there is nothing to see.
+            if let Ok(deployment) = self.get() {
+                if found(&deployment) {
+                    return Ok(start.elapsed());
+                }
+                last = deployment["status"].clone();
+            }
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        bail!("{what}: not after {} s; the status is {last}", PATIENCE.as_secs())
+    }
+
+    /// The condition's message.
+    pub(super) fn message(&self, kind: &str) -> Result<String> {
+        let deployment = self.get()?;
+        let found = condition(&deployment, kind).context("the condition")?;
+        Ok(found["message"].as_str().unwrap_or_default().to_owned())
+    }
+
+    /// Names of the pods of a stage, or of all.
+    pub(super) fn pods(&self, stage: Option<&str>) -> Result<Vec<String>> {
+        let mut selector = format!("ds4.dev/name={FLASH}");
+        if let Some(stage) = stage {
+            selector += &format!(",ds4.dev/stage={stage}");
+        }
+        let path = "jsonpath={.items[*].metadata.name}";
+        let said = self
+            .cluster
+            .kubectl(&["get", "pods", "-l", &selector, "-o", path])?;
+        Ok(said.split_whitespace().map(str::to_owned).collect())
+    }
+
+    /// The node of a pod, by number.
+    pub(super) fn node_of(&self, pod: &str) -> Result<usize> {
+        let path = "jsonpath={.spec.nodeName}";
+        let said = self.cluster.kubectl(&["get", "pod", pod, "-o", path])?;
+        said.trim_start_matches("node")
+            .parse()
+            .with_context(|| said.clone())
+    }
+
+    /// Runs `work` under a constant load; every answer must be what the deployment answers before or after it, and at most `failures` may fail.
+    pub(super) fn under_load<T>(
+        &mut self,
+        address: &str,
+        failures: usize,
+        work: impl FnOnce(&mut Self) -> Result<T>,
+    ) -> Result<(T, Report)> {
+        let before = self.answer(address)?;
+        let load = Load::start(address, FLASH);
+        // The load must be seen running well before anything happens to it.
+        std::thread::sleep(Duration::from_secs(1));
+        let outcome = work(self);
+        std::thread::sleep(Duration::from_secs(1));
+        let report = load.end()?;
+        if !report.reasons.is_empty() {
+            eprintln!("      {}", report.why());
+        }
+        let outcome = outcome.with_context(|| format!("meanwhile: {}", report.summary()))?;
+        let after = self.answer(address)?;
+        report.check(&[before.text, after.text], failures)?;
+        Ok((outcome, report))
+    }
+
+    /// One answer, disaggregated.
+    pub(super) fn answer(&self, address: &str) -> Result<Answer> {
+        let answer = ask(address, FLASH, true)?;
+        ensure!(
+            answer.decision == "disaggregated",
+            "x-ds4-disaggregation: expected disaggregated, found {}",
+            answer.decision
+        );
+        Ok(answer)
+    }
+
+    /// How many replicas of the chart's operator run.
+    pub(super) fn operators(&self, count: usize) -> Result<()> {
+        let (count, selector) = (count.to_string(), "-lapp.kubernetes.io/name=ds4-operator");
+        let scale = ["scale", "deployment/ds4", "-n", SYSTEM, "--replicas", &count];
+        self.cluster.kubectl(&scale)?;
+        if count == "0" {
+            let gone = [
+                "wait",
+                "--for=delete",
+                "pod",
+                selector,
+                "-n",
+                SYSTEM,
+                "--timeout=60s",
+            ];
+            return self.cluster.kubectl(&gone).map(drop);
+        }
+        let rollout = [
+            "rollout",
+            "status",
+            "deployment/ds4",
+            "-n",
+            SYSTEM,
+            "--timeout=60s",
+        ];
+        self.cluster.kubectl(&rollout).map(drop)
+    }
+
+    /// An operator as a process in the cluster's network, with the rights of the chart's.
+    pub(super) fn operator(&self, name: &str, arguments: &[&str]) -> Result<Started> {
+        let program = repository::target().join("debug/ds4-operator");
+        let kubeconfig = self.operators_kubeconfig()?;
+        let mut command: Command = self.cluster.inside(&program)?;
+        command
+            .args(["run", "--engine-image", Name::Engine.reference()])
+            .args(["--engine-image-pull-policy", "Never"])
+            .args(arguments)
+            .env("KUBECONFIG", kubeconfig)
+            .env("RUST_LOG", "info");
+        Started::spawn(name, &mut command, &self.cluster.folder().join("logs"))
+    }
+
+    fn operators_kubeconfig(&self) -> Result<PathBuf> {
+        let token = self
+            .cluster
+            .kubectl(&["create", "token", "ds4", "-n", SYSTEM, "--duration=1h"])?;
+        let authority = self.cluster.folder().join("pki/ca.crt");
+        let config = json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "operator",
+            "contexts": [{"name": "operator", "context": {"cluster": "here", "user": "operator"}}],
+            "clusters": [{"name": "here", "cluster": {"server": "https://127.0.0.1:6443", "certificate-authority": authority}}],
+            "users": [{"name": "operator", "user": {"token": token.trim()}}],
+        });
+        let file = self.cluster.folder().join("operator.kubeconfig");
+        std::fs::write(&file, config.to_string())?;
+        Ok(file)
+    }
+}
+
+fn condition<'a>(deployment: &'a Value, kind: &str) -> Option<&'a Value> {
+    let conditions = deployment["status"]["conditions"].as_array()?;
+    conditions.iter().find(|known| known["type"] == kind)
+}
+
+/// Whether a condition is so, for the spec as it is now.
+pub(super) fn says(deployment: &Value, kind: &str, status: &str, reason: &str) -> bool {
+    condition(deployment, kind).is_some_and(|known| {
+        known["status"] == status
+            && known["reason"] == reason
+            && known["observedGeneration"] == deployment["metadata"]["generation"]
+    })
+}
