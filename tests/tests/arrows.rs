@@ -9,10 +9,17 @@ use cargo_metadata::{DependencyKind, MetadataCommand};
 const ALLOWED: &[(&str, &[&str])] = &[
     ("ds4-kernels", &[]),
     ("ds4-kernels-cpu", &["ds4-kernels"]),
+    ("ds4-kernels-cuda", &["ds4-kernels"]),
+    // Test only: nothing names it but under `[dev-dependencies]`.
+    ("ds4-emu", &[]),
     ("ds4-gguf", &["ds4-kernels"]),
     ("ds4-synth", &["ds4-gguf", "ds4-kernels"]),
     ("ds4-tokenizer", &["ds4-gguf"]),
     ("ds4-model", &["ds4-gguf", "ds4-kernels"]),
+    (
+        "ds4-model-cuda",
+        &["ds4-gguf", "ds4-kernels", "ds4-kernels-cuda", "ds4-model"],
+    ),
     ("ds4-proto", &[]),
     ("ds4-telemetry", &[]),
     (

@@ -53,6 +53,16 @@ pub enum ModelError {
         /// Values given.
         found: usize,
     },
+    /// A device did not do what it was asked.
+    #[error("{device}: {source}")]
+    Device {
+        /// Its name.
+        device: String,
+        /// Whether it is beyond repair for this process: every later call fails too.
+        fatal: bool,
+        /// What it said.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// The slice does not own what was asked of it.
     #[error("layers {asked}: expected them within {owned} of this slice")]
     Span {

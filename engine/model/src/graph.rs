@@ -143,61 +143,6 @@ impl<B: Backend> Graph<B> {
         self.backend()
             .each_row(rows, weight.len(), &|_, row| rms(row, Some(weight), eps));
     }
-
-    /// Layers of this slice, and the same for all parts.
-    fn check_parts(&self, parts: &[Part<'_>]) -> Result<(), ModelError> {
-        let owned = self.info.span;
-        for part in parts {
-            let span = part.kv.span();
-            let one = span.layers() == parts[0].kv.span().layers();
-            if span.first < owned.first
-                || span.last > owned.last
-                || *part.kv.layout() != self.info.layout
-                || !one
-            {
-                return Err(self.lacks(span));
-            }
-            self.check_tokens(part.tokens)?;
-        }
-        Ok(())
-    }
-
-    fn check_hidden(&self, hidden: &Hidden, tokens: usize) -> Result<(), ModelError> {
-        let (width, found) = (self.config().hidden_width(), hidden.as_slice().len());
-        let expected = tokens * width;
-        if hidden.width() == width && found == expected {
-            return Ok(());
-        }
-        Err(ModelError::Hidden {
-            tokens,
-            width,
-            expected,
-            found,
-        })
-    }
-
-    fn check_tokens(&self, tokens: &[u32]) -> Result<(), ModelError> {
-        let vocabulary = self.config().n_vocab;
-        match tokens
-            .iter()
-            .enumerate()
-            .find(|(_, token)| **token as usize >= vocabulary)
-        {
-            Some((at, found)) => Err(ModelError::Token {
-                at,
-                vocabulary,
-                found: *found,
-            }),
-            None => Ok(()),
-        }
-    }
-
-    fn lacks(&self, what: impl ToString) -> ModelError {
-        ModelError::Span {
-            asked: what.to_string(),
-            owned: self.info.span,
-        }
-    }
 }
 
 impl Head {
@@ -210,8 +155,10 @@ impl Head {
     }
 }
 
+/// The rotations of layers without compression, and of those with it.
 #[allow(clippy::cast_precision_loss)] // a context length
-fn ropes(config: &ModelConfig) -> (Rope, Rope) {
+#[must_use]
+pub fn ropes(config: &ModelConfig) -> (Rope, Rope) {
     let rope = &config.rope;
     let yarn = Yarn {
         factor: f64::from(rope.factor),
@@ -229,11 +176,11 @@ impl<B: Backend> ModelSlice for Graph<B> {
     }
 
     fn embed(&self, tokens: &[u32]) -> Result<Hidden, ModelError> {
-        self.check_tokens(tokens)?;
+        self.info.check_tokens(tokens)?;
         let embedding = self
             .embedding
             .as_ref()
-            .ok_or_else(|| self.lacks("0 (the embedding)"))?;
+            .ok_or_else(|| self.info.lacks("0 (the embedding)"))?;
         let (width, n_embd) = (self.config().hidden_width(), self.config().n_embd);
         let mut values = vec![0.0; tokens.len() * width];
         for (token, streams) in tokens.iter().zip(values.chunks_exact_mut(width)) {
@@ -243,13 +190,13 @@ impl<B: Backend> ModelSlice for Graph<B> {
                 .chunks_exact_mut(n_embd)
                 .for_each(|stream| stream.copy_from_slice(first));
         }
-        Hidden::from_vec(width, values).ok_or_else(|| self.lacks("hidden states of width 0"))
+        Hidden::from_vec(width, values).ok_or_else(|| self.info.lacks("hidden states of width 0"))
     }
 
     fn forward_batch(&self, parts: &mut [Part<'_>], hidden: &mut Hidden) -> Result<(), ModelError> {
-        self.check_parts(parts)?;
+        self.info.check_parts(parts)?;
         let tokens = parts.iter().map(|part| part.tokens.len()).sum();
-        self.check_hidden(hidden, tokens)?;
+        self.info.check_hidden(hidden, tokens)?;
         let (width, mut streams) = (hidden.width(), hidden.as_mut_slice());
         if tokens <= PASS {
             self.pass(parts, streams);
@@ -269,10 +216,10 @@ impl<B: Backend> ModelSlice for Graph<B> {
         let head = self
             .head
             .as_ref()
-            .ok_or_else(|| self.lacks("output (the head)"))?;
+            .ok_or_else(|| self.info.lacks("output (the head)"))?;
         let needed = tokens.iter().map(|token| token + 1).max().unwrap_or(0);
         if needed > hidden.tokens() || hidden.width() != self.config().hidden_width() {
-            self.check_hidden(hidden, needed)?;
+            self.info.check_hidden(hidden, needed)?;
         }
         let (config, ops) = (self.config(), self.backend.ops());
         let streams: Vec<f32> = tokens

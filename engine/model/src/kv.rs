@@ -1,6 +1,8 @@
 //! The KV of some layers up to one frontier, in the bytes that are stored, sent and loaded alike.
 
+use std::any::Any;
 use std::collections::BTreeMap;
+use std::fmt;
 use std::ops::Range;
 
 use ds4_gguf::LayerSpan;
@@ -108,6 +110,65 @@ impl PartialEq for Rows {
 
 impl Eq for Rows {}
 
+/// What a device with memory of its own keeps for a KV: its copy of the rows. It belongs to the KV, is freed with it, and is no part of its value.
+#[derive(Default)]
+pub struct OnDevice(Option<Box<dyn Any + Send + Sync>>);
+
+impl OnDevice {
+    /// What was put here, when it is of that type.
+    pub fn get<T: Any>(&mut self) -> Option<&mut T> {
+        self.0.as_mut()?.downcast_mut()
+    }
+
+    /// Keeps `value` in place of what was here.
+    pub fn put<T: Any + Send + Sync>(&mut self, value: T) {
+        self.0 = Some(Box::new(value));
+    }
+
+    /// Takes it out, when it is of that type.
+    pub fn take<T: Any>(&mut self) -> Option<Box<T>> {
+        self.0.take()?.downcast().ok()
+    }
+}
+
+impl Clone for OnDevice {
+    /// A copy of a KV has no copy on the device yet.
+    fn clone(&self) -> Self {
+        Self(None)
+    }
+}
+
+impl PartialEq for OnDevice {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for OnDevice {}
+
+impl fmt::Debug for OnDevice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_some() {
+            "OnDevice"
+        } else {
+            "not on a device"
+        })
+    }
+}
+
+/// Rows of one kind that a device has computed.
+#[derive(Clone, Copy, Debug)]
+pub struct NewRows<'a> {
+    /// The layer.
+    pub layer: usize,
+    /// The kind.
+    pub kind: KvKind,
+    /// Number of the first row.
+    pub first: u64,
+    /// Whole rows.
+    pub bytes: &'a [u8],
+}
+
 /// KV of one run of layers at one frontier.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Kv {
@@ -116,6 +177,7 @@ pub struct Kv {
     frontier: u64,
     hash: TokenHash,
     rows: BTreeMap<(usize, KvKind), Rows>,
+    on_device: OnDevice,
 }
 
 impl Kv {
@@ -134,6 +196,7 @@ impl Kv {
             frontier: 0,
             hash: TokenHash::default(),
             rows,
+            on_device: OnDevice::default(),
         }
     }
 
@@ -150,6 +213,7 @@ impl Kv {
             frontier,
             hash,
             rows,
+            on_device: OnDevice::default(),
         }
     }
 
@@ -240,6 +304,81 @@ impl Kv {
                 rows.trim(first);
             }
         }
+    }
+
+    /// What a device keeps for this KV.
+    pub const fn on_device(&mut self) -> &mut OnDevice {
+        &mut self.on_device
+    }
+
+    /// Takes over what a device has computed for `tokens`: for every layer and kind the rows that came to be and are still needed.
+    ///
+    /// # Errors
+    /// When a kind's rows are not those that lead up to the new frontier; nothing was changed then.
+    pub fn extend(&mut self, tokens: &[u32], new: &[NewRows<'_>]) -> Result<(), KvError> {
+        let frontier = self.frontier + tokens.len() as u64;
+        for layer in self.span.layers() {
+            for kind in self.layout.kinds(layer) {
+                self.check_new(layer, *kind, frontier, new)?;
+            }
+        }
+        for NewRows {
+            layer,
+            kind,
+            first,
+            bytes,
+        } in new
+        {
+            let needed = self.layout.expected_rows(*layer, *kind, frontier).start;
+            if let Some(rows) = self.rows.get_mut(&(*layer, *kind)) {
+                rows.trim(needed);
+                rows.append(*first, bytes);
+            }
+        }
+        self.advance(tokens);
+        Ok(())
+    }
+
+    /// The rows that must come for `tokens` more tokens: those that are not here and that a later token can see.
+    #[must_use]
+    pub fn missing(&self, layer: usize, kind: KvKind, tokens: usize) -> Range<u64> {
+        let expected = self
+            .layout
+            .expected_rows(layer, kind, self.frontier + tokens as u64);
+        expected.start.max(self.rows(layer, kind).end)..expected.end
+    }
+
+    fn check_new(
+        &self,
+        layer: usize,
+        kind: KvKind,
+        frontier: u64,
+        new: &[NewRows<'_>],
+    ) -> Result<(), KvError> {
+        #[allow(clippy::cast_possible_truncation)] // tokens of one call
+        let expected = self.missing(layer, kind, (frontier - self.frontier) as usize);
+        let row = self.layout.row_bytes(layer, kind);
+        let found = new.iter().find(|rows| rows.layer == layer && rows.kind == kind);
+        let (first, bytes) = found.map_or((0, 0), |rows| (rows.first, rows.bytes.len()));
+        if !bytes.is_multiple_of(row) {
+            return Err(KvError::Size {
+                layer,
+                kind,
+                row,
+                found: bytes,
+            });
+        }
+        let found = first..first + (bytes / row) as u64;
+        if found == expected {
+            return Ok(());
+        }
+        Err(KvError::Rows {
+            layer,
+            kind,
+            frontier,
+            expected,
+            found,
+        })
     }
 
     /// Takes note of computed tokens, whose layers have been trimmed already.

@@ -189,7 +189,10 @@ fn feed_forward(weights: &Weights, config: &ModelConfig, layer: usize) -> Result
 }
 
 /// Expert numbers by token id; a number that is no expert would read outside the weights.
-fn table(weights: &Weights, config: &ModelConfig, name: &str) -> Result<Vec<usize>, ModelError> {
+///
+/// # Errors
+/// When the tensor is missing or names an expert that the model lacks.
+pub fn table(weights: &Weights, config: &ModelConfig, name: &str) -> Result<Vec<usize>, ModelError> {
     let read = |bytes: &[u8]| {
         let found = i32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
         usize::try_from(found)

@@ -26,11 +26,17 @@ mod slice;
 mod staging;
 mod token_hash;
 
+/// Small tensors as numbers, for back ends that load the file themselves.
+pub mod tensor {
+    pub use crate::layer::table as expert_table;
+    pub use crate::matrix::vector;
+}
+
 pub use complete::CompleteKv;
 pub use error::{KvError, ModelError};
-pub use graph::Graph;
+pub use graph::{Graph, ropes};
 pub use hidden::Hidden;
-pub use kv::Kv;
+pub use kv::{Kv, NewRows, OnDevice};
 pub use layout::{KvKind, KvLayout};
 pub use numerics::Numerics;
 pub use pass::Part;

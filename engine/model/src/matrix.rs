@@ -80,7 +80,10 @@ impl Weight {
 }
 
 /// All values of a tensor, for norms, biases and other small ones.
-pub(crate) fn vector(weights: &Weights, name: &str) -> Result<Vec<f32>, ModelError> {
+///
+/// # Errors
+/// When the tensor is missing or its bytes do not fit its shape.
+pub fn vector(weights: &Weights, name: &str) -> Result<Vec<f32>, ModelError> {
     let weight = Weight::load(weights, name)?;
     let mut values = vec![0.0; weight.rows * weight.cols];
     for (i, row) in values.chunks_exact_mut(weight.cols).enumerate() {

@@ -23,6 +23,71 @@ pub struct SliceInfo {
     pub weight_bytes: u64,
 }
 
+impl SliceInfo {
+    /// Whether the slice owns the parts' layers, the same ones for all of them, and knows their tokens.
+    ///
+    /// # Errors
+    /// Names the layers, or the first id that the vocabulary lacks.
+    pub fn check_parts(&self, parts: &[Part<'_>]) -> Result<(), ModelError> {
+        for part in parts {
+            let span = part.kv.span();
+            let owned = span.first >= self.span.first && span.last <= self.span.last;
+            let one = span.layers() == parts[0].kv.span().layers();
+            if !owned || !one || *part.kv.layout() != self.layout {
+                return Err(self.lacks(span));
+            }
+            self.check_tokens(part.tokens)?;
+        }
+        Ok(())
+    }
+
+    /// Whether `hidden` is `tokens` tokens of this model.
+    ///
+    /// # Errors
+    /// With both shapes.
+    pub fn check_hidden(&self, hidden: &Hidden, tokens: usize) -> Result<(), ModelError> {
+        let (width, found) = (self.config.hidden_width(), hidden.as_slice().len());
+        let expected = tokens * width;
+        if hidden.width() == width && found == expected {
+            return Ok(());
+        }
+        Err(ModelError::Hidden {
+            tokens,
+            width,
+            expected,
+            found,
+        })
+    }
+
+    /// Whether the vocabulary has every token.
+    ///
+    /// # Errors
+    /// With the first id that it lacks.
+    pub fn check_tokens(&self, tokens: &[u32]) -> Result<(), ModelError> {
+        let vocabulary = self.config.n_vocab;
+        match tokens
+            .iter()
+            .enumerate()
+            .find(|(_, token)| **token as usize >= vocabulary)
+        {
+            Some((at, found)) => Err(ModelError::Token {
+                at,
+                vocabulary,
+                found: *found,
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// The error of a slice that was asked for what it does not own.
+    pub fn lacks(&self, what: impl ToString) -> ModelError {
+        ModelError::Span {
+            asked: what.to_string(),
+            owned: self.span,
+        }
+    }
+}
+
 /// A loaded run of layers. All calls compute and block; call them off the event loop.
 pub trait ModelSlice: Send + Sync {
     /// What is loaded.

@@ -63,6 +63,12 @@ impl Rope {
 }
 
 impl Rotation {
+    /// Cosines and sines, interleaved: those of a pair beside each other.
+    #[must_use]
+    pub fn pairs(&self) -> &[f32] {
+        &self.pairs
+    }
+
     /// Rotates the tail of one head.
     #[inline(always)]
     pub fn apply(&self, head: &mut [f32]) {

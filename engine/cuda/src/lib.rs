@@ -1,0 +1,17 @@
+//! A run of layers on a CUDA device.
+//!
+//! [`CudaSlice`] is the device's counterpart of `ds4_model::Graph`: weights are resident, every session's KV lies on the device in its canonical bytes, and what a
+//! call computed comes back to the host's [`ds4_model::Kv`] in one copy, so that handoff, storage and everything else work as with any other
+//! back end. Every kernel gives the bits of its scalar reference, so the logits are those of the CPU back end, bit for bit.
+
+mod attention;
+mod compress;
+mod feed_forward;
+mod input;
+mod load;
+mod pass;
+mod select;
+mod session;
+mod slice;
+
+pub use slice::CudaSlice;

@@ -1,0 +1,13 @@
+// All kernels as one translation unit: one fatbin for devices, one library for the emulator.
+#include "activation.cu"
+#include "attention.cu"
+#include "codec.cu"
+#include "compressor.cu"
+#include "embedding.cu"
+#include "experts.cu"
+#include "hyper.cu"
+#include "indexer.cu"
+#include "matmul.cu"
+#include "norm.cu"
+#include "router.cu"
+#include "segments.cu"

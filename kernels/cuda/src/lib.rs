@@ -1,0 +1,33 @@
+//! The model's operations as CUDA kernels, and the host code that launches them.
+//!
+//! `cu/` has the kernels, one file per family; the module of the same name here checks shapes and launches them. Every kernel gives the bits of its scalar
+//! reference in `ds4-kernels`: integers are exact, the order of every addition is fixed, and the functions are the same fixed polynomials.
+//!
+//! Nothing of CUDA is needed to build or to start: the driver is looked for when a [`Device`] is opened, and [`CudaError`] says what is missing.
+
+mod arena;
+mod buffer;
+mod device;
+mod error;
+mod launch;
+mod segments;
+
+pub mod activation;
+pub mod attention;
+pub mod codec;
+pub mod compressor;
+pub mod embedding;
+pub mod experts;
+pub mod hyper;
+pub mod indexer;
+pub mod matmul;
+pub mod matrix;
+pub mod norm;
+pub mod router;
+
+pub use arena::{Arena, Mark};
+pub use buffer::{Buffer, Element, Slice};
+pub use device::{Device, Facts, IMAGE, present};
+pub use error::CudaError;
+pub use launch::{Signature, TABLE};
+pub use segments::Segments;

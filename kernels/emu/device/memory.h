@@ -1,0 +1,23 @@
+// Device memory: NaN until written, with guards around every allocation.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+namespace simt {
+
+// Bytes that the device has; more is refused.
+void set_capacity(size_t bytes);
+size_t capacity();
+size_t in_use();
+
+// Address of `bytes` bytes, or 0 when the capacity does not have them.
+uint64_t allocate(size_t bytes);
+// False when nothing was allocated there.
+bool release(uint64_t address);
+// Whether `bytes` bytes from `address` lie within one allocation.
+bool within(uint64_t address, size_t bytes);
+// Names the first allocation whose guards were written; empty when none was.
+std::string damaged();
+
+}  // namespace simt

@@ -1,0 +1,155 @@
+// The dialect of CUDA C++ that the kernels use, for an ordinary C++ compiler: a CUDA thread is a fibre, a warp operation a rendezvous.
+//
+// What differs from a device, on purpose: memory that nobody wrote is NaN (bytes 0xff), a warp operation names its participants exactly, a barrier
+// must be reached by every thread of the block, and all arithmetic is IEEE without contraction (compile with -ffp-contract=off).
+#pragma once
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+#include <utility>
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline __attribute__((always_inline))
+#define __restrict__ __restrict
+#define __launch_bounds__(...)
+#define __constant__ static const
+
+struct dim3 {
+    unsigned x, y, z;
+    constexpr dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
+};
+struct alignas(8) float2 { float x, y; };
+struct alignas(16) float4 { float x, y, z, w; };
+struct alignas(8) uint2 { unsigned x, y; };
+struct alignas(16) uint4 { unsigned x, y, z, w; };
+struct alignas(8) int2 { int x, y; };
+struct alignas(16) int4 { int x, y, z, w; };
+static inline float2 make_float2(float x, float y) { return {x, y}; }
+static inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+static inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
+
+namespace simt {
+
+// Where a thread is. `dynamic` is the block's dynamic shared memory.
+struct Thread {
+    dim3 index, block;
+    unsigned lane, warp, linear;
+    unsigned char* dynamic;
+};
+extern thread_local Thread* current;
+extern thread_local dim3 block_shape, grid_shape;
+
+// What a warp operation is, so that lanes meeting in different ones are found.
+enum class Operation : unsigned { Shuffle, Vote, Sync, Matrix };
+
+constexpr unsigned SLOT = 16;  // bytes per lane in a rendezvous
+
+// Waits until every lane of `mask` has come with the same operation; returns the 32 slots of SLOT bytes.
+const unsigned char* meet(unsigned mask, Operation, const void* value, unsigned bytes);
+void barrier();
+// Shared memory of one declaration in the running block; the same address for all its threads.
+void* shared(unsigned declaration, size_t bytes);
+[[noreturn]] void fail(const char* message, ...) __attribute__((format(printf, 1, 2)));
+
+using Thunk = void (*)(void** arguments);
+// Makes a kernel known by name, with the size of each parameter.
+struct Kernel {
+    Kernel(const char* name, Thunk, const size_t* sizes, size_t count);
+};
+template <class... A, size_t... I>
+void call(void (*kernel)(A...), void** arguments, std::index_sequence<I...>) {
+    kernel(*static_cast<std::remove_cv_t<std::remove_reference_t<A>>*>(arguments[I])...);
+}
+template <class... A>
+void call(void (*kernel)(A...), void** arguments) {
+    call(kernel, arguments, std::index_sequence_for<A...>{});
+}
+template <class... A>
+struct Sizes {
+    static constexpr size_t count = sizeof...(A);
+    static constexpr size_t value[count + 1] = {sizeof(A)..., 0};
+};
+template <class... A>
+Sizes<A...> sizes_of(void (*)(A...));
+
+}  // namespace simt
+
+#define KERNEL(name)                                                                                              \
+    static const ::simt::Kernel kernel_##name(                                                                    \
+        #name, [](void** arguments) { ::simt::call(&name, arguments); },                                          \
+        decltype(::simt::sizes_of(&name))::value, decltype(::simt::sizes_of(&name))::count);
+// `SHARED(float, sums, [32])` declares shared memory that is NaN until it is written.
+#define SHARED(T, name, dims)                                                                                     \
+    using name##_type = T dims;                                                                                   \
+    name##_type& name = *static_cast<name##_type*>(::simt::shared(__COUNTER__, sizeof(name##_type)))
+#define DYNAMIC_SHARED(T, name) T* name = reinterpret_cast<T*>(::simt::current->dynamic)
+
+#define threadIdx (::simt::current->index)
+#define blockIdx (::simt::current->block)
+#define blockDim (::simt::block_shape)
+#define gridDim (::simt::grid_shape)
+
+static inline void __syncthreads() { ::simt::barrier(); }
+static inline void __syncwarp(unsigned mask = ~0u) {
+    const int none = 0;
+    ::simt::meet(mask, ::simt::Operation::Sync, &none, sizeof none);
+}
+
+namespace simt {
+template <class T>
+T shuffle(unsigned mask, T value, unsigned source) {
+    static_assert(sizeof(T) <= SLOT, "a lane deposits at most SLOT bytes");
+    const unsigned char* slots = meet(mask, Operation::Shuffle, &value, sizeof value);
+    if (((mask >> source) & 1) == 0) fail("lane %u shuffles from lane %u, which is not in mask %08x", current->lane, source, mask);
+    T result;
+    std::memcpy(&result, slots + source * SLOT, sizeof result);
+    return result;
+}
+}  // namespace simt
+template <class T>
+static inline T __shfl_sync(unsigned mask, T value, int source, int width = 32) {
+    const unsigned lane = ::simt::current->lane;
+    return ::simt::shuffle(mask, value, (lane & ~(width - 1u)) | (source & (width - 1)));
+}
+template <class T>
+static inline T __shfl_xor_sync(unsigned mask, T value, int other) {
+    return ::simt::shuffle(mask, value, (::simt::current->lane ^ other) & 31);
+}
+template <class T>
+static inline T __shfl_down_sync(unsigned mask, T value, unsigned delta, unsigned width = 32) {
+    const unsigned lane = ::simt::current->lane, last = lane | (width - 1);
+    return ::simt::shuffle(mask, value, lane + delta > last ? lane : lane + delta);
+}
+template <class T>
+static inline T __shfl_up_sync(unsigned mask, T value, unsigned delta, unsigned width = 32) {
+    const unsigned lane = ::simt::current->lane, first = lane & ~(width - 1);
+    return ::simt::shuffle(mask, value, lane < first + delta ? lane : lane - delta);
+}
+static inline unsigned __ballot_sync(unsigned mask, int predicate) {
+    const unsigned vote = predicate != 0;
+    const unsigned char* slots = ::simt::meet(mask, ::simt::Operation::Vote, &vote, sizeof vote);
+    unsigned result = 0;
+    for (unsigned lane = 0; lane < 32; lane++)
+        if ((mask >> lane) & 1) result |= unsigned(slots[lane * ::simt::SLOT]) << lane;
+    return result;
+}
+
+static inline int __dp4a(int a, int b, int sum) {
+    for (int byte = 0; byte < 4; byte++) sum += int(int8_t(a >> 8 * byte)) * int(int8_t(b >> 8 * byte));
+    return sum;
+}
+static inline int __popc(unsigned x) { return __builtin_popcount(x); }
+static inline int __float_as_int(float x) { int r; std::memcpy(&r, &x, 4); return r; }
+static inline unsigned __float_as_uint(float x) { unsigned r; std::memcpy(&r, &x, 4); return r; }
+static inline float __int_as_float(int x) { float r; std::memcpy(&r, &x, 4); return r; }
+static inline float __uint_as_float(unsigned x) { float r; std::memcpy(&r, &x, 4); return r; }
+// A half as its bits: the arithmetic is done in float.
+static inline float half_to_float(uint16_t bits) { _Float16 h; std::memcpy(&h, &bits, 2); return float(h); }
+static inline uint16_t float_to_half(float x) { const _Float16 h = _Float16(x); uint16_t r; std::memcpy(&r, &h, 2); return r; }
+static inline int atomicAdd(int* at, int value) { return __atomic_fetch_add(at, value, __ATOMIC_RELAXED); }
+static inline unsigned atomicAdd(unsigned* at, unsigned value) { return __atomic_fetch_add(at, value, __ATOMIC_RELAXED); }
+static inline unsigned atomicOr(unsigned* at, unsigned value) { return __atomic_fetch_or(at, value, __ATOMIC_RELAXED); }

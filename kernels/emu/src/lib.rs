@@ -1,0 +1,110 @@
+//! Test only: runs the CUDA kernels on the CPU, with the real host code.
+//!
+//! The kernels' source is compiled as C++: each CUDA thread is a fibre, blocks run one after the other, warp operations and barriers are rendezvous. Around them
+//! lies a `libcuda.so` with the driver calls that `cudarc` makes. [`install`] loads it before `cudarc` looks for the driver, so that launch
+//! tables, argument order, buffers and copies under test are those that run on a device.
+//!
+//! What it finds that a device may hide: memory that nobody wrote (every byte is `0xff`, a NaN), writes beside an allocation, warp operations whose lanes
+//! are not those of their mask, barriers that not all threads reach, and results that depend on the order in which threads run ([`Emulator::order`]).
+//! With `DS4_EMU_SANITIZE=address,undefined` at build time, reads out of bounds too (the process then needs `LD_PRELOAD` of the compiler's `libasan.so`).
+
+pub mod compile;
+
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use libloading::Library;
+
+/// Names another library than the one compiled with this crate: how tests run kernels with planted faults.
+pub const LIBRARY_VARIABLE: &str = "DS4_EMU_LIBRARY";
+
+/// Why there is no emulator.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("the emulated CUDA driver {path}: {reason}")]
+pub struct EmulatorError {
+    path: PathBuf,
+    reason: String,
+}
+
+/// The loaded driver.
+#[derive(Debug)]
+pub struct Emulator {
+    library: Library,
+}
+
+/// The library compiled with this crate, called `libcuda.so`: its folder in `LD_LIBRARY_PATH` gives a program the emulated driver.
+#[must_use]
+pub fn library() -> &'static Path {
+    Path::new(env!("DS4_EMU_LIBRARY"))
+}
+
+/// This crate's folder and the kernels' folder, for [`compile::compile`].
+#[must_use]
+pub fn folders() -> (&'static Path, PathBuf) {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    (here, here.join("../cuda/cu"))
+}
+
+/// Loads the driver, once per process; `cudarc` finds it from then on under the name `libcuda.so`.
+///
+/// # Errors
+/// When the library cannot be loaded.
+pub fn install() -> Result<&'static Emulator, EmulatorError> {
+    static LOADED: OnceLock<Result<Emulator, EmulatorError>> = OnceLock::new();
+    let load = || {
+        let path = std::env::var_os(LIBRARY_VARIABLE).map_or_else(|| library().to_owned(), PathBuf::from);
+        // SAFETY: our own library; its initialisers only register kernels.
+        let loaded = unsafe { Library::new(&path) };
+        loaded
+            .map(|library| Emulator { library })
+            .map_err(|error| EmulatorError {
+                path,
+                reason: error.to_string(),
+            })
+    };
+    LOADED.get_or_init(load).as_ref().map_err(Clone::clone)
+}
+
+impl Emulator {
+    /// The order in which threads and blocks get their turn from now on: 0 ascending, 1 descending, others shuffled with that seed.
+    pub fn order(&self, seed: u64) {
+        self.control::<u64>(b"ds4EmulatorOrder", seed);
+    }
+
+    /// Forgets a failed launch, after which every call answers with its error, as a device's context does.
+    pub fn reset(&self) {
+        // SAFETY: the symbol is ours and has this type.
+        let reset = unsafe { self.library.get::<unsafe extern "C" fn()>(b"ds4EmulatorReset") };
+        if let Ok(reset) = reset {
+            // SAFETY: it takes nothing and locks.
+            unsafe { reset() }
+        }
+    }
+
+    /// The memory that the device has from now on.
+    pub fn memory(&self, bytes: usize) {
+        self.control::<usize>(b"ds4EmulatorMemory", bytes);
+    }
+
+    /// Sizes of a kernel's parameters as its source declares them; `None` for an unknown name.
+    #[must_use]
+    pub fn parameters(&self, kernel: &str) -> Option<Vec<usize>> {
+        type Query = unsafe extern "C" fn(*const std::ffi::c_char, *mut usize, usize) -> i32;
+        let name = std::ffi::CString::new(kernel).ok()?;
+        // SAFETY: the symbol is ours and has this type.
+        let query = unsafe { self.library.get::<Query>(b"ds4EmulatorParameters") }.ok()?;
+        let mut sizes = vec![0; 64];
+        // SAFETY: the name ends with zero, and the call writes at most the given number of sizes.
+        let count = unsafe { query(name.as_ptr(), sizes.as_mut_ptr(), sizes.len()) };
+        sizes.truncate(usize::try_from(count).ok()?);
+        Some(sizes)
+    }
+
+    fn control<T>(&self, symbol: &[u8], value: T) {
+        // SAFETY: the symbols are ours; each takes one number.
+        if let Ok(call) = unsafe { self.library.get::<unsafe extern "C" fn(T)>(symbol) } {
+            // SAFETY: as above; the call locks.
+            unsafe { call(value) }
+        }
+    }
+}
