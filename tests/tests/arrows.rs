@@ -15,13 +15,15 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("ds4-gguf", &["ds4-kernels"]),
     ("ds4-synth", &["ds4-gguf", "ds4-kernels"]),
     ("ds4-tokenizer", &["ds4-gguf"]),
-    ("ds4-model", &["ds4-gguf", "ds4-kernels"]),
+    ("ds4-plan", &[]),
+    ("ds4-model", &["ds4-gguf", "ds4-kernels", "ds4-plan"]),
     (
         "ds4-model-cuda",
         &["ds4-gguf", "ds4-kernels", "ds4-kernels-cuda", "ds4-model"],
     ),
     ("ds4-proto", &[]),
     ("ds4-telemetry", &[]),
+    ("ds4-fetch", &["ds4-gguf"]),
     (
         "ds4-runtime",
         &[
@@ -40,10 +42,12 @@ const ALLOWED: &[(&str, &[&str])] = &[
     (
         "ds4-cli",
         &[
+            "ds4-fetch",
             "ds4-gguf",
             "ds4-kernels",
             "ds4-kernels-cpu",
             "ds4-model",
+            "ds4-plan",
             "ds4-runtime",
             "ds4-server",
             "ds4-synth",
@@ -54,8 +58,11 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("ds4-api", &[]),
     // Never engine or kernels: the operator knows pods and flags, not tensors.
     ("ds4-operator", &["ds4-api", "ds4-telemetry"]),
+    ("ds4-trace", &[]),
+    // The plugin asks the planner that `ds4 inspect` asks; it reaches nothing else of the engine.
+    ("ds4-plugin", &["ds4-api", "ds4-plan", "ds4-trace"]),
     ("ds4-tests", &["ds4-api", "ds4-synth"]),
-    ("xtask", &["ds4-api"]),
+    ("xtask", &["ds4-api", "ds4-trace"]),
 ];
 
 fn arrows() -> BTreeMap<String, BTreeSet<String>> {

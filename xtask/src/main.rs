@@ -1,6 +1,7 @@
 //! The project's own commands: `cargo xtask --help`.
 
 mod crds;
+mod reference;
 
 use std::process::ExitCode;
 
@@ -56,7 +57,7 @@ enum Xtask {
     Cluster(ClusterCommand),
     /// Builds the images as archives in .cache/images; no builder and no registry is needed.
     Images,
-    /// Writes the CustomResourceDefinition and the chart's copy from the types.
+    /// Writes the CustomResourceDefinition, the chart's copy and docs/api.md from the types.
     Crds {
         /// Writes nothing; fails when the files are not what the types give.
         #[arg(long)]

@@ -40,6 +40,11 @@ pub(crate) enum Command {
         after_help = "Example:\n  ds4 inspect flash.gguf --memory 48GiB,128GiB   (pipeline order; the last one decodes)"
     )]
     Inspect(InspectArguments),
+    /// Bring a model to this machine: whole, or only what a stage of some layers needs.
+    #[command(
+        after_help = "Examples:\n  ds4 fetch hf://antirez/deepseek-v4-gguf@COMMIT/flash-q2.gguf --out /models --layers 0:21\n  ds4 fetch https://mirror.example/flash-q2.gguf --out /models --sha256 HEX\n  ds4 fetch --manifest flash-q2.gguf > flash-q2.pieces.json   (hashes, so that parts can be verified with --pieces)\n\nAn interrupted fetch goes on where it was. HF_TOKEN or --token-file opens private repositories; HTTPS_PROXY and NO_PROXY are respected."
+    )]
+    Fetch(FetchArguments),
     /// Write a small random model of the same architecture.
     #[command(
         after_help = "Examples:\n  ds4 synth --preset micro --out micro.gguf\n  ds4 synth --preset tiny --set n_layer=5 --set 'ratios=[4,128,4,0,128]' --out odd.gguf"
@@ -357,4 +362,53 @@ pub(crate) struct HealthArguments {
     /// Address of a stage's gRPC port.
     #[arg(value_name = "HOST:PORT")]
     pub(crate) address: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct FetchArguments {
+    /// https://HOST/FILE or hf://OWNER/NAME[@REVISION]/FILE.
+    #[arg(value_name = "SOURCE", required_unless_present = "manifest")]
+    pub(crate) source: Option<String>,
+    /// Folder that the file goes to; several fetches of one file share it.
+    #[arg(long, value_name = "FOLDER", required_unless_present = "manifest")]
+    pub(crate) out: Option<PathBuf>,
+    /// Name of the file there [default: as at the source].
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<String>,
+    /// Layers of the stage: only their bytes are fetched. N:output takes the whole file, since the output stage decodes.
+    #[arg(long, default_value = "0:output", value_name = "A:B|N:output")]
+    pub(crate) layers: String,
+    /// SHA-256 of the whole file; verified when the whole file is fetched.
+    #[arg(long, value_name = "HEX")]
+    pub(crate) sha256: Option<String>,
+    /// File or URL of the hashes that --manifest printed: verifies every byte of a part.
+    #[arg(long, value_name = "FILE|URL")]
+    pub(crate) pieces: Option<String>,
+    /// The hub of hf:// sources.
+    #[arg(long, env = "HF_ENDPOINT", default_value = ds4_fetch::DEFAULT_ENDPOINT, value_name = "URL")]
+    pub(crate) endpoint: String,
+    /// File with the hub's token [default: the variable HF_TOKEN].
+    #[arg(long, value_name = "FILE")]
+    pub(crate) token_file: Option<PathBuf>,
+    /// Further certificate authorities (PEM), for a mirror of one's own.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ca_file: Option<PathBuf>,
+    /// Requests at once.
+    #[arg(long, default_value_t = 8, value_name = "N")]
+    pub(crate) parallel: usize,
+    /// Attempts in a row that bring nothing before giving up.
+    #[arg(long, default_value_t = 10, value_name = "N")]
+    pub(crate) retries: u32,
+    /// Longest silence of a connection.
+    #[arg(long, default_value = "30s", value_name = "TIME", value_parser = crate::sizes::duration)]
+    pub(crate) stall: std::time::Duration,
+    /// Serve /progress and /metrics here while it runs.
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) listen: Option<String>,
+    /// File that is kept equal to /progress; in a pod, its termination log.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) status_file: Option<PathBuf>,
+    /// Print the hashes of a file that is here, for --pieces, and end.
+    #[arg(long, value_name = "FILE", conflicts_with = "source")]
+    pub(crate) manifest: Option<PathBuf>,
 }

@@ -32,6 +32,7 @@ pub(crate) fn load(
     compute: &ComputeArguments,
     report: &dyn Fn(u64),
 ) -> Result<Arc<dyn ModelSlice>> {
+    ds4_fetch::ensure_covers(&model.gguf, &model.config, span)?;
     let backend = Cpu::new(compute.threads, None)?;
     let bar = bar("loading");
     let mut progress = |done: u64, total: u64| {

@@ -28,6 +28,7 @@ fn main() -> ExitCode {
 fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Synth(arguments) => commands::synth::run(&arguments),
+        Command::Fetch(arguments) => wait_for(commands::fetch::run(arguments)),
         Command::Inspect(arguments) => commands::inspect::run(&arguments),
         Command::Bench(arguments) => commands::bench::run(&arguments),
         Command::Completion { shell } => {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -85,21 +86,11 @@ impl Gguf {
         // SAFETY: the map is read-only and private to this call; as with every mapped model, a file that another process
         // truncates while it is mapped ends this process, which is why model files are written beside and renamed.
         let map = unsafe { Mmap::map(&file) }.map_err(io)?;
-        let mut cursor = Cursor::new(&map);
-        magic(&mut cursor)?;
-        let tensors = cursor.count(SMALLEST_TENSOR, "tensor count")?;
-        let pairs = cursor.count(SMALLEST_PAIR, "metadata count")?;
-        let metadata = Metadata::read(&mut cursor, pairs)?;
-        let mut index = (0..tensors)
-            .map(|i| record(&mut cursor, i))
-            .collect::<Result<Vec<_>, _>>()?;
-        let header = cursor.offset() as u64;
-        place(
-            &mut index,
-            header.next_multiple_of(alignment(&metadata)?),
-            length,
-            alignment(&metadata)?,
-        )?;
+        let Parsed {
+            header,
+            metadata,
+            tensors: index,
+        } = parse(&map, length)?;
         let by_name = names(&index)?;
         Ok(Self {
             path: path.to_owned(),
@@ -110,6 +101,23 @@ impl Gguf {
             tensors: index,
             by_name,
         })
+    }
+
+    /// Bytes of the header of a file of `length` bytes that begins with `start`: tensor data begins after it.
+    ///
+    /// # Errors
+    /// As [`Gguf::open`]; also when `start` does not hold the whole header.
+    pub fn header_length(start: &[u8], length: u64) -> Result<u64, GgufError> {
+        parse(start, length).map(|parsed| parsed.header)
+    }
+
+    /// The byte ranges that [`Gguf::fingerprint`] reads: the header, then the start of every tensor in file order.
+    pub fn identity_ranges(&self) -> impl Iterator<Item = Range<u64>> {
+        let starts = self
+            .tensors
+            .iter()
+            .map(|tensor| tensor.offset..tensor.offset + tensor.bytes.min(SAMPLE));
+        std::iter::once(0..self.header).chain(starts)
     }
 
     /// Where the file is.
@@ -153,9 +161,8 @@ impl Gguf {
     pub fn fingerprint(&self) -> Result<Fingerprint, GgufError> {
         let mut digest = Sha256::new();
         digest.update(self.length.to_le_bytes());
-        self.digest_range(&mut digest, 0, self.header)?;
-        for tensor in &self.tensors {
-            self.digest_range(&mut digest, tensor.offset, tensor.bytes.min(SAMPLE))?;
+        for range in self.identity_ranges() {
+            self.digest_range(&mut digest, range.start, range.end - range.start)?;
         }
         Ok(Fingerprint(digest.finalize().into()))
     }
@@ -174,6 +181,36 @@ impl Gguf {
         }
         Ok(())
     }
+}
+
+/// What a header says.
+struct Parsed {
+    header: u64,
+    metadata: Metadata,
+    tensors: Vec<TensorInfo>,
+}
+
+fn parse(bytes: &[u8], length: u64) -> Result<Parsed, GgufError> {
+    let mut cursor = Cursor::new(bytes);
+    magic(&mut cursor)?;
+    let tensors = cursor.count(SMALLEST_TENSOR, "tensor count")?;
+    let pairs = cursor.count(SMALLEST_PAIR, "metadata count")?;
+    let metadata = Metadata::read(&mut cursor, pairs)?;
+    let mut tensors = (0..tensors)
+        .map(|i| record(&mut cursor, i))
+        .collect::<Result<Vec<_>, _>>()?;
+    let (header, alignment) = (cursor.offset() as u64, alignment(&metadata)?);
+    place(
+        &mut tensors,
+        header.next_multiple_of(alignment),
+        length,
+        alignment,
+    )?;
+    Ok(Parsed {
+        header,
+        metadata,
+        tensors,
+    })
 }
 
 fn magic(cursor: &mut Cursor<'_>) -> Result<(), GgufError> {

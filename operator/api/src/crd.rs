@@ -31,6 +31,7 @@ use crate::status::DS4DeploymentStatus;
     ),
     printcolumn = r#"{"name": "Ready", "type": "string", "jsonPath": ".status.conditions[?(@.type==\"Available\")].status"}"#,
     printcolumn = r#"{"name": "Pipelines", "type": "string", "jsonPath": ".status.pipelines"}"#,
+    printcolumn = r#"{"name": "Loaded", "type": "string", "jsonPath": ".status.loaded"}"#,
     printcolumn = r#"{"name": "Revision", "type": "string", "jsonPath": ".status.currentRevision"}"#,
     printcolumn = r#"{"name": "Model", "type": "string", "jsonPath": ".spec.model.name"}"#,
     printcolumn = r#"{"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"}"#

@@ -12,12 +12,12 @@ pub use crd::{
     Context, DS4Deployment, DS4DeploymentSpec, Handoff, Image, Observability, OnFailure, Policy, crd_yaml,
 };
 pub use model::{
-    FileSource, HttpSource, HuggingFaceSource, ImageSource, Model, ModelSource, Preset, SyntheticSource,
-    VolumeClaimSource,
+    Cache, FileSource, HttpSource, HuggingFaceSource, ImageSource, Model, ModelSource, Preset,
+    SyntheticSource, VolumeClaimSource,
 };
 pub use names::{
     ANNOTATION_NUMBER, GROUP, GRPC_PORT, LABEL_MANAGED_BY, LABEL_NAME, LABEL_REVISION, LABEL_ROLE,
-    LABEL_STAGE, MANAGED_BY, Names,
+    LABEL_STAGE, MANAGED_BY, Names, PROGRESS_PORT,
 };
 pub use pipeline::{Backend, Layers, Pipeline, Stage};
 pub use rollout::{Disruption, FailurePolicy, Rollout};

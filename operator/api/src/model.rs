@@ -4,6 +4,8 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::security::SecretKey;
+
 /// The model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
@@ -18,6 +20,38 @@ pub struct Model {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(equal = 64), regex(pattern = r"^[0-9a-f]{64}$"))]
     pub sha256: Option<String>,
+    /// Where fetched files are kept; an emptyDir when absent. Sources that are fetched use it: huggingFace and http.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cache: Option<Cache>,
+}
+
+/// Where fetched files are kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = (
+    "!(has(self.hostPath) && has(self.storageClassName))",
+    "spec.model.cache: expected at most one of hostPath (a folder of the node) and storageClassName (a claim per pod)"
+))]
+#[x_kube(validation = (
+    "!has(self.storageClassName) || has(self.size)",
+    "spec.model.cache.size: expected a size such as 120Gi beside storageClassName"
+))]
+pub struct Cache {
+    /// Size of the claim, or limit of the emptyDir, for example 120Gi.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(
+        length(min = 1, max = 32),
+        regex(pattern = r"^[0-9]+(\.[0-9]+)?([KMGTP]i?)?$")
+    )]
+    pub size: Option<String>,
+    /// A claim of this class for every pod; the file survives the pod.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub storage_class_name: Option<String>,
+    /// A folder of the node, shared by all pods there; it must be writable by user 65532. The file survives the pod.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 2, max = 4096), regex(pattern = r"^/.+"))]
+    pub host_path: Option<String>,
 }
 
 /// Exactly one of these.
@@ -53,19 +87,40 @@ pub struct ModelSource {
 #[serde(rename_all = "camelCase")]
 pub struct HuggingFaceSource {
     /// `owner/name`.
+    #[schemars(
+        length(min = 3, max = 200),
+        regex(pattern = r"^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*$")
+    )]
     pub repo: String,
-    /// Branch, tag or commit.
+    /// Commit, tag or branch. Pin a commit: a branch may change between two pods.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 200), regex(pattern = r"^[A-Za-z0-9][A-Za-z0-9._/-]*$"))]
     pub revision: Option<String>,
     /// Path in the repository.
+    #[schemars(
+        length(min = 1, max = 1000),
+        regex(pattern = r"^[A-Za-z0-9._-][A-Za-z0-9._/ -]*$")
+    )]
     pub file: String,
+    /// Secret with the hub's token, for private and gated repositories.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_secret_ref: Option<SecretKey>,
+    /// Another hub of the same interface, for example a mirror inside the cluster.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 2000), regex(pattern = r"^https?://.+"))]
+    pub endpoint: Option<String>,
 }
 
 /// A file behind a URL.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct HttpSource {
-    /// `https://...`.
+    /// `https://...`. With a server that sends byte ranges a stage fetches its layers alone.
+    #[schemars(length(min = 1, max = 2000), regex(pattern = r"^https?://.+/.+"))]
     pub url: String,
+    /// URL of what `ds4 fetch --manifest` printed: with it a part of the file is verified byte for byte.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 2000), regex(pattern = r"^https?://.+/.+"))]
+    pub pieces: Option<String>,
 }
 
 /// A file on a volume.

@@ -16,6 +16,8 @@ pub const LABEL_MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 pub const MANAGED_BY: &str = "ds4-operator";
 /// Annotation that numbers a deployment's revisions in the order in which they were asked for.
 pub const ANNOTATION_NUMBER: &str = "ds4.dev/revision-number";
+/// Port on which a pod that fetches its model says how far it is.
+pub const PROGRESS_PORT: u16 = 7401;
 /// gRPC port of a stage.
 pub const GRPC_PORT: u16 = 7400;
 

@@ -37,6 +37,9 @@ pub struct DS4DeploymentStatus {
     /// `ready/wanted`, for people.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pipelines: Option<String>,
+    /// How much of the models that pods fetch is there, while some is missing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loaded: Option<String>,
     /// Pipelines of the update revision.
     #[serde(default)]
     pub updated_replicas: i32,
@@ -80,4 +83,13 @@ pub struct StageStatus {
     /// Pods of the update revision.
     #[serde(default)]
     pub updated: i32,
+    /// Bytes of its layers that are on the nodes, over all its pods; absent when the model is not fetched.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loaded_bytes: Option<i64>,
+    /// Bytes that its layers take there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub total_bytes: Option<i64>,
+    /// The two as a share, for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loaded: Option<String>,
 }

@@ -302,6 +302,7 @@ mod tests {
                     revision: UPDATE.into(),
                     route: self.route.clone(),
                 }],
+                loading: &[],
                 now,
             })
         }
@@ -415,11 +416,11 @@ mod tests {
     #[test]
     fn a_blocked_model_says_why() {
         let blocked = Scene {
-            blocked: Some(Blocked::Model("SourceNotSupportedYet", "http is not".into())),
+            blocked: Some(Blocked::Model("InvalidSource", "http is not".into())),
             ..scene([false; 3])
         };
-        blocked.says(condition::MODEL_READY, "False", "SourceNotSupportedYet");
-        blocked.says(condition::PROGRESSING, "False", "SourceNotSupportedYet");
+        blocked.says(condition::MODEL_READY, "False", "InvalidSource");
+        blocked.says(condition::PROGRESSING, "False", "InvalidSource");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use k8s_openapi::api::core::v1::{ContainerStatus, PodStatus};
 
+use crate::loading;
 use crate::observe::Member;
 
 /// One pod's trouble: a reason that users can look up, and what was expected, what was found, and what helps.
@@ -15,7 +16,13 @@ pub(crate) struct Trouble {
 }
 
 /// Reasons that concern the model's file.
-const OF_THE_MODEL: [&str; 3] = ["ModelChecksumMismatch", "ModelNotFound", "ModelInvalid"];
+const OF_THE_MODEL: [&str; 5] = [
+    "ModelChecksumMismatch",
+    "ModelNotFound",
+    "ModelInvalid",
+    "ModelFetchFailed",
+    "CacheTooSmall",
+];
 
 impl Trouble {
     pub(crate) fn is_of_the_model(&self) -> bool {
@@ -112,8 +119,11 @@ fn ended(container: &ContainerStatus) -> Option<Finding> {
             format!("killed at its memory limit, {restarts} restarts ({remedy})"),
         ));
     }
-    let said = last_words(ended.message.as_deref().unwrap_or_default());
-    let reason = classify(said);
+    let message = ended.message.as_deref().unwrap_or_default();
+    let (reason, said) = match loading::error(last_words(message)) {
+        Some(error) => (of_fetch(&error), error),
+        None => (classify(last_words(message)), last_words(message).to_owned()),
+    };
     Some((
         reason,
         format!(
@@ -130,6 +140,21 @@ fn last_words(message: &str) -> &str {
         .rfind(|line| line.starts_with("ds4: "))
         .or_else(|| lines().next_back())
         .unwrap_or("it said nothing")
+}
+
+/// A fetch's own errors; whatever they say, what failed was the fetch.
+fn of_fetch(error: &str) -> &'static str {
+    if error.starts_with("sha256") {
+        "ModelChecksumMismatch"
+    } else if error.contains("found 404") {
+        "ModelNotFound"
+    } else if error.starts_with("the file at the source") {
+        "ModelInvalid"
+    } else if error.starts_with("free space") {
+        "CacheTooSmall"
+    } else {
+        "ModelFetchFailed"
+    }
 }
 
 /// The engine's errors name what is wrong; these are the words they use.
@@ -223,6 +248,18 @@ mod tests {
             ("ds4: /models/m.gguf: not a GGUF file", "ModelInvalid"),
             ("ds4: --layers: expected A:B, found 9:3", "ConfigurationRefused"),
             ("thread main panicked", "ContainerFailed"),
+            (
+                r#"{"phase":"failed","error":"https://h/f: status: expected 200 or 206, found 404: no such file"}"#,
+                "ModelNotFound",
+            ),
+            (
+                r#"{"phase":"failed","error":"https://h/f: timed out (3 attempts without a byte)"}"#,
+                "ModelFetchFailed",
+            ),
+            (
+                r#"{"phase":"failed","error":"free space in /models/a: expected 9 bytes, found 1"}"#,
+                "CacheTooSmall",
+            ),
         ];
         for (message, reason) in cases {
             assert_eq!(

@@ -16,6 +16,7 @@ mod error;
 mod failpoint;
 mod health;
 mod leader;
+mod loading;
 mod metrics;
 mod observe;
 mod probe;

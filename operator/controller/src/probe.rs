@@ -54,20 +54,21 @@ pub(crate) async fn routes(pods: &[Member]) -> Vec<Report> {
 }
 
 async fn told(ip: &str) -> Route {
-    match tokio::time::timeout(PATIENCE, ask(ip)).await {
+    match tokio::time::timeout(PATIENCE, get(ip, HTTP_PORT, "/readyz")).await {
         Ok(Ok(answer)) => route(&answer),
         Ok(Err(_)) | Err(_) => Route::Unknown,
     }
 }
 
-async fn ask(ip: &str) -> std::io::Result<String> {
+/// An answer as it comes: head, empty line, body.
+pub(crate) async fn get(ip: &str, port: u16, path: &str) -> std::io::Result<String> {
     let host = if ip.contains(':') {
         format!("[{ip}]")
     } else {
         ip.to_owned()
     };
-    let mut stream = TcpStream::connect(format!("{host}:{HTTP_PORT}")).await?;
-    let request = format!("GET /readyz HTTP/1.0\r\nhost: {host}\r\n\r\n");
+    let mut stream = TcpStream::connect(format!("{host}:{port}")).await?;
+    let request = format!("GET {path} HTTP/1.0\r\nhost: {host}\r\n\r\n");
     stream.write_all(request.as_bytes()).await?;
     let mut answer = Vec::new();
     stream.take(LONGEST).read_to_end(&mut answer).await?;

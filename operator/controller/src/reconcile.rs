@@ -23,7 +23,7 @@ use crate::progress::{Progress, progress};
 use crate::rollout::{Generation, Goal, complete, forgotten, plan};
 use crate::status::{Facts, Rollout, status};
 use crate::validate::validate;
-use crate::{certificates, probe, retry};
+use crate::{certificates, loading, probe, retry};
 
 /// Everything is looked at again after about this, should a watch have missed something.
 const RESYNC: Duration = Duration::from_secs(1800);
@@ -90,7 +90,7 @@ async fn step(deployment: &DS4Deployment, context: &Context) -> Result<Duration,
         write(deployment, context, &names, &observed, &prepared, &verdict).await?;
         judged = Some(verdict);
     }
-    let routes = probe::routes(&observed.pods).await;
+    let (routes, loading) = futures::join!(probe::routes(&observed.pods), loading::loading(&observed.pods));
     context.failpoint.pass("probed");
     let facts = Facts {
         deployment,
@@ -100,10 +100,11 @@ async fn step(deployment: &DS4Deployment, context: &Context) -> Result<Duration,
         blocked: blocked.as_ref(),
         troubles: &troubles,
         routes: &routes,
+        loading: &loading,
         now,
     };
     let status = status(&facts);
-    if asks_again(&routes) {
+    if asks_again(&routes) || status.loaded.is_some() {
         due.push(ASK_AGAIN);
     }
     publish_status(context, deployment, &names, &status).await?;

@@ -6,6 +6,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::conditions;
 use crate::diagnose::Trouble;
+use crate::loading::{self, Loading};
 use crate::observe::Observed;
 use crate::probe::Report;
 use crate::progress::Progress;
@@ -23,6 +24,7 @@ pub(crate) struct Facts<'a> {
     pub(crate) blocked: Option<&'a Blocked>,
     pub(crate) troubles: &'a [Trouble],
     pub(crate) routes: &'a [Report],
+    pub(crate) loading: &'a [Loading],
     pub(crate) now: Timestamp,
 }
 
@@ -82,12 +84,16 @@ pub(crate) fn status(facts: &Facts<'_>) -> DS4DeploymentStatus {
         .into_iter()
         .map(|stage| {
             let (ready, updated) = facts.stage(&stage.name);
+            let bytes = loading::sum(facts.loading.iter().filter(|pod| pod.stage == stage.name));
             StageStatus {
                 name: stage.name.clone(),
                 layers: stage.layers.argument(),
                 backend: format!("{:?}", stage.backend),
                 ready,
                 updated,
+                loaded_bytes: bytes.map(|(loaded, _)| loaded),
+                total_bytes: bytes.map(|(_, total)| total),
+                loaded: bytes.map(loading::share),
             }
         })
         .collect();
@@ -99,6 +105,9 @@ pub(crate) fn status(facts: &Facts<'_>) -> DS4DeploymentStatus {
         replicas: facts.existing(),
         ready_replicas: answering,
         updated_replicas: rollout.map_or(0, |rollout| rollout.new.answering()),
+        loaded: loading::sum(facts.loading.iter())
+            .filter(|(loaded, total)| loaded < total)
+            .map(loading::share),
         pipelines: Some(format!("{answering}/{}", spec.replicas)),
         selector: Some(format!("{LABEL_NAME}={},{LABEL_ROLE}=output", facts.names.name())),
         current_revision: current(facts),

@@ -5,7 +5,7 @@ use ds4_api::{Backend, DS4DeploymentSpec, ModelSource};
 /// Why a deployment cannot run yet: reason and message of the `ModelReady` or `PipelineReady` condition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Blocked {
-    /// The model's source is not there yet.
+    /// The model's source cannot be used.
     Model(&'static str, String),
     /// A stage asks for something that is not there yet.
     Pipeline(&'static str, String),
@@ -21,11 +21,9 @@ impl Blocked {
 
 /// Checks a deployment; nothing is created while it is blocked.
 pub(crate) fn validate(spec: &DS4DeploymentSpec) -> Result<(), Blocked> {
-    if let Some(source) = unsupported(&spec.model.source) {
-        let message = format!(
-            "spec.model.source.{source} is not supported yet: use hostPath, persistentVolumeClaim or synthetic"
-        );
-        return Err(Blocked::Model("SourceNotSupportedYet", message));
+    if let Some((field, path)) = paths(&spec.model.source).find(|(_, path)| climbs(path)) {
+        let message = format!("spec.model.source.{field}: expected a path without .., found {path:?}");
+        return Err(Blocked::Model("InvalidSource", message));
     }
     if let Some(stage) = spec
         .pipeline
@@ -64,21 +62,26 @@ fn layers(spec: &DS4DeploymentSpec) -> Result<(), Blocked> {
     Err(Blocked::Pipeline("InvalidLayers", message))
 }
 
-fn unsupported(source: &ModelSource) -> Option<&'static str> {
-    let ModelSource {
-        hugging_face,
-        http,
-        persistent_volume_claim: _,
-        host_path: _,
-        image,
-        synthetic: _,
-    } = source;
-    match (hugging_face, http, image) {
-        (Some(_), ..) => Some("huggingFace"),
-        (_, Some(_), _) => Some("http"),
-        (.., Some(_)) => Some("image"),
-        _ => None,
-    }
+/// Paths inside a volume or repository.
+fn paths(source: &ModelSource) -> impl Iterator<Item = (&'static str, &str)> {
+    let hub = source
+        .hugging_face
+        .as_ref()
+        .map(|hub| ("huggingFace.file", hub.file.as_str()));
+    let claim = source
+        .persistent_volume_claim
+        .as_ref()
+        .map(|claim| ("persistentVolumeClaim.path", claim.path.as_str()));
+    let image = source
+        .image
+        .as_ref()
+        .map(|image| ("image.path", image.path.as_str()));
+    [hub, claim, image].into_iter().flatten()
+}
+
+/// Whether a path leads out of where it starts.
+fn climbs(path: &str) -> bool {
+    path.split('/').any(|part| part == "..")
 }
 
 #[cfg(test)]
@@ -101,15 +104,16 @@ mod tests {
             validate(&cuda),
             Err(Blocked::Pipeline("BackendNotSupportedYet", _))
         ));
-        let mut http = spec;
-        http.model.source = ModelSource {
-            http: Some(ds4_api::HttpSource {
-                url: "https://x".into(),
+        let mut outside = spec;
+        outside.model.source = ModelSource {
+            image: Some(ds4_api::ImageSource {
+                reference: "x".into(),
+                path: "a/../../etc/passwd".into(),
             }),
             ..ModelSource::default()
         };
         assert!(
-            matches!(validate(&http), Err(Blocked::Model("SourceNotSupportedYet", message)) if message.contains("http"))
+            matches!(validate(&outside), Err(Blocked::Model("InvalidSource", message)) if message.contains("image.path"))
         );
     }
 }

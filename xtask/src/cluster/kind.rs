@@ -21,7 +21,8 @@ pub(super) fn up(cluster: &Cluster) -> Result<()> {
                 .args(["create", "cluster", "--wait", "120s", "--config"])
                 .arg(&config)
                 .arg("--kubeconfig")
-                .arg(cluster.kubeconfig()),
+                .arg(cluster.kubeconfig())
+                .args(node_image()),
             &log,
         )
     })
@@ -57,6 +58,16 @@ fn kind(cluster: &Cluster) -> Result<Command> {
     let mut command = Command::new(tools::KIND.build()?.join("kind"));
     command.env("KIND_CLUSTER_NAME", format!("ds4-{}", cluster.name));
     Ok(command)
+}
+
+/// Another Kubernetes version than kind's own, for a matrix of them.
+fn node_image() -> Vec<String> {
+    let image = std::env::var("DS4_KIND_IMAGE").unwrap_or_default();
+    if image.is_empty() {
+        Vec::new()
+    } else {
+        vec!["--image".into(), image]
+    }
 }
 
 /// The first node also runs the control plane, and pods are allowed on it.

@@ -3,7 +3,8 @@
 use anyhow::{Context, Result};
 use ds4_gguf::{LayerSpan, ModelConfig};
 use ds4_model::Numerics;
-use ds4_model::plan::{PlanError, Share, Sizes, split};
+use ds4_model::plan::Sizes;
+use ds4_plan::{Machine, PlanError, Share, split};
 use serde_json::{Value, json};
 
 use crate::args::InspectArguments;
@@ -14,8 +15,9 @@ pub(crate) fn run(arguments: &InspectArguments) -> Result<()> {
     let model = load::open(&arguments.model)?;
     let sizes = Sizes::of(&model.gguf, &model.config, Numerics::Canonical)
         .with_context(|| arguments.model.display().to_string())?;
+    let machines: Vec<Machine> = arguments.memory.iter().map(|bytes| Machine::of(*bytes)).collect();
     let proposal =
-        (!arguments.memory.is_empty()).then(|| split(&sizes, &arguments.memory, arguments.context));
+        (!machines.is_empty()).then(|| split(&sizes.parts(&model.config, arguments.context), &machines));
     if arguments.json {
         println!(
             "{}",
@@ -140,6 +142,7 @@ fn as_json(
         "n_layer": c.n_layer, "n_embd": c.n_embd, "n_vocab": c.n_vocab, "n_head": c.n_head, "head_dim": c.head_dim,
         "n_expert": c.n_expert, "n_used": c.n_used, "window": c.window, "context_length": c.context_length,
         "kv_bytes_per_token": sizes.layout.bytes_per_token(0..c.n_layer), "kv_context_tokens": context,
+        "activation_bytes_per_token": c.hidden_width() * size_of::<f32>(),
         "kv_bytes": sizes.layout.bytes(0..c.n_layer, context), "split": shares,
     }))
 }

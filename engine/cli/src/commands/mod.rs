@@ -1,6 +1,7 @@
 //! The commands, one file each.
 
 pub(crate) mod bench;
+pub(crate) mod fetch;
 pub(crate) mod health;
 pub(crate) mod inspect;
 pub(crate) mod logits;

@@ -1,7 +1,7 @@
-//! The proposals of `ds4 inspect`.
+//! What the parts of a model weigh.
 
 use ds4_gguf::{Gguf, LayerSpan};
-use ds4_model::plan::{PlanError, Sizes, split};
+use ds4_model::plan::Sizes;
 use ds4_model::{KvLayout, Numerics};
 
 use crate::support::{config, write};
@@ -21,75 +21,16 @@ fn sizes() -> Sizes {
     }
 }
 
-fn spans(memory: &[u64]) -> Result<Vec<String>, PlanError> {
-    let shares = split(&sizes(), memory, 4096)?;
-    Ok(shares.iter().map(|share| share.span.to_string()).collect())
-}
-
 #[test]
-fn one_machine_takes_everything() {
-    assert_eq!(spans(&[40 * GIB]).unwrap(), ["0:output"]);
-}
-
-#[test]
-fn equal_machines_get_equal_work() {
-    assert_eq!(spans(&[40 * GIB, 40 * GIB]).unwrap(), ["0:5", "6:output"]);
-    assert_eq!(spans(&[40 * GIB; 3]).unwrap(), ["0:3", "4:7", "8:output"]);
-}
-
-#[test]
-fn a_small_machine_gets_what_fits() {
-    let shares = split(&sizes(), &[6 * GIB, 40 * GIB], 4096).unwrap();
+fn the_planner_is_given_what_the_file_weighs() {
+    let (sizes, mut config) = (sizes(), config());
+    config.n_layer = 12;
+    let parts = sizes.parts(&config, 4096);
     assert_eq!(
-        shares[0].span.to_string(),
-        "0:1",
-        "2 layers and the embedding take 5 GiB of 6"
+        parts.resident(parts.full()),
+        sizes.resident(LayerSpan::full(12), 4096)
     );
-    assert!(shares.iter().all(|share| share.needed <= share.memory));
-    assert_eq!(
-        shares[1].needed,
-        sizes().resident(LayerSpan::full(12), 4096),
-        "the last machine holds the whole model"
-    );
-}
-
-#[test]
-fn spans_tile_the_model_for_any_number_of_machines() {
-    for machines in 1..=12 {
-        let shares = split(&sizes(), &vec![40 * GIB; machines], 4096).unwrap();
-        let mut next = 0;
-        for share in &shares {
-            assert_eq!(share.span.first, next);
-            next = share.span.last + 1;
-        }
-        assert_eq!((next, shares.len()), (12, machines));
-        assert!(
-            shares
-                .iter()
-                .enumerate()
-                .all(|(i, share)| share.span.head == (i + 1 == machines))
-        );
-    }
-}
-
-#[test]
-fn what_does_not_fit_is_said() {
-    let error = spans(&[40 * GIB, 8 * GIB]).unwrap_err();
-    assert!(
-        error
-            .to_string()
-            .ends_with("; machine 1 is large enough: name it last"),
-        "{error}"
-    );
-    assert!(matches!(spans(&[GIB, 40 * GIB]), Err(PlanError::Stages { .. })));
-    assert_eq!(spans(&[]), Err(PlanError::Machines { layers: 12, found: 0 }));
-    assert_eq!(
-        spans(&[40 * GIB; 13]),
-        Err(PlanError::Machines {
-            layers: 12,
-            found: 13
-        })
-    );
+    assert_eq!(parts.activation, config.hidden_width() as u64 * 4);
 }
 
 #[test]

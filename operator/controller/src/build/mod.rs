@@ -104,12 +104,17 @@ pub(crate) fn metadata(deployment: &DS4Deployment, names: &Names, name: String) 
     }
 }
 
-/// Eight hex digits of FNV-1a 64 over the templates: equal templates, equal revision.
+/// Eight hex digits of a hash over the templates: equal templates, equal revision.
 fn revision(templates: &[u8]) -> String {
-    let hash = templates.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+    fingerprint(templates)[..8].to_owned()
+}
+
+/// Sixteen hex digits: FNV-1a 64.
+fn fingerprint(bytes: &[u8]) -> String {
+    let hash = bytes.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
     });
-    format!("{hash:016x}")[..8].to_owned()
+    format!("{hash:016x}")
 }
 
 #[cfg(test)]

@@ -1,12 +1,13 @@
 //! The pod of a stage.
 
 use ds4_api::{
-    DS4Deployment, GRPC_PORT, LABEL_MANAGED_BY, LABEL_NAME, LABEL_ROLE, LABEL_STAGE, MANAGED_BY, Names, Stage,
+    DS4Deployment, GRPC_PORT, LABEL_MANAGED_BY, LABEL_NAME, LABEL_ROLE, LABEL_STAGE, MANAGED_BY, Names,
+    PROGRESS_PORT, Stage,
 };
 use serde_json::{Value, json};
 
 use super::arguments::{arguments, env};
-use super::model::{Mounted, mounted};
+use super::model::{Mounted, claims, mounted};
 use super::{Defaults, secrets};
 use crate::error::Error;
 
@@ -14,6 +15,8 @@ use crate::error::Error;
 pub(crate) const HTTP_PORT: u16 = 8000;
 /// Its name in the pod.
 pub(crate) const HTTP_PORT_NAME: &str = "http";
+/// Class and size of the cache's claim.
+const ANNOTATION_CACHE: &str = "ds4.dev/cache";
 /// User and group of the image (distroless's `nonroot`).
 const USER: i64 = 65532;
 /// Probes give a pod this many periods of ten seconds to load: 45 minutes for the largest files on slow disks.
@@ -30,9 +33,9 @@ pub(super) fn template(
     revision: &str,
 ) -> Result<Value, Error> {
     let output = stage.layers.last.is_none();
-    let model = mounted(&deployment.spec.model.source);
+    let model = mounted(&deployment.spec.model, stage);
     let mut mounts = vec![model.mount.clone()];
-    let mut volumes = vec![model.volume.clone()];
+    let mut volumes: Vec<Value> = model.volume.clone().into_iter().collect();
     secrets::mount(deployment, names, output, &mut volumes, &mut mounts);
     let mut container = json!({
         "name": "ds4",
@@ -57,6 +60,15 @@ pub(super) fn template(
         "metadata": {"labels": labels(stage, names)},
         "spec": pod(deployment, names, container, volumes),
     });
+    // A claim is part of the revision too, though it stands beside the template.
+    if let Some(claims) = claims(&deployment.spec.model) {
+        let claim = &claims[0]["spec"];
+        template["metadata"]["annotations"] = json!({ANNOTATION_CACHE: format!(
+            "{} {}",
+            claim["storageClassName"].as_str().unwrap_or_default(),
+            claim["resources"]["requests"]["storage"].as_str().unwrap_or_default()
+        )});
+    }
     if let Some(writer) = writer(deployment, defaults, &model) {
         template["spec"]["initContainers"] = json!([writer]);
     }
@@ -100,12 +112,19 @@ fn pod(deployment: &DS4Deployment, names: &Names, container: Value, volumes: Vec
 
 /// The container that writes the model before the engine starts, where one does.
 fn writer(deployment: &DS4Deployment, defaults: &Defaults, model: &Mounted) -> Option<Value> {
-    let arguments = model.writer.as_ref()?;
+    let writer = model.writer.as_ref()?;
+    let ports = if writer.says_progress {
+        json!([{"name": "progress", "containerPort": PROGRESS_PORT}])
+    } else {
+        json!([])
+    };
     Some(json!({
         "name": "model",
         "image": image(deployment, defaults),
         "imagePullPolicy": pull_policy(deployment, defaults),
-        "args": arguments,
+        "args": writer.arguments,
+        "env": writer.env,
+        "ports": ports,
         "securityContext": container_security(),
         "volumeMounts": [{"name": "model", "mountPath": "/models"}],
         "terminationMessagePolicy": "FallbackToLogsOnError",

@@ -1,6 +1,6 @@
 //! What others may do to the pods: evict them, and talk to them.
 
-use ds4_api::{DS4Deployment, GRPC_PORT, LABEL_NAME, Names};
+use ds4_api::{DS4Deployment, GRPC_PORT, LABEL_NAME, MANAGED_BY, Names, PROGRESS_PORT};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use serde_json::{Value, json};
@@ -29,10 +29,15 @@ pub(super) fn network(deployment: &DS4Deployment, names: &Names) -> Result<Optio
     }
     let stages = json!({"podSelector": {"matchLabels": {LABEL_NAME: names.name()}}});
     let port = |number: u16| json!([{"protocol": "TCP", "port": number}]);
-    let rules: Vec<Value> = vec![
+    let mut rules: Vec<Value> = vec![
         json!({"from": [stages], "ports": port(GRPC_PORT)}),
         json!({"ports": port(HTTP_PORT)}),
     ];
+    if deployment.spec.model.source.hugging_face.is_some() || deployment.spec.model.source.http.is_some() {
+        // The operator asks how far a fetch is, from whatever namespace it is in.
+        let operator = json!({"namespaceSelector": {}, "podSelector": {"matchLabels": {"app.kubernetes.io/name": MANAGED_BY}}});
+        rules.push(json!({"from": [operator], "ports": port(PROGRESS_PORT)}));
+    }
     Ok(Some(serde_json::from_value(json!({
         "metadata": metadata(deployment, names, names.name().to_owned()),
         "spec": {

@@ -4,7 +4,7 @@ use ds4_api::{ANNOTATION_NUMBER, DS4Deployment, LABEL_NAME, LABEL_REVISION, LABE
 use k8s_openapi::api::apps::v1::StatefulSet;
 use serde_json::{Value, json};
 
-use super::{metadata, pod};
+use super::{metadata, model, pod};
 use crate::error::Error;
 
 /// The set around a pod template, with no pods yet: how many it has is the rollout's business.
@@ -24,7 +24,7 @@ pub(super) fn build(
         names.stateful_set(&stage.name, revision),
     ))?;
     metadata["labels"] = labels;
-    let set = json!({
+    let mut set = json!({
         "metadata": metadata,
         "spec": {
             "replicas": 0,
@@ -38,6 +38,12 @@ pub(super) fn build(
             "template": template,
         },
     });
+    if let Some(claims) = model::claims(&deployment.spec.model) {
+        set["spec"]["volumeClaimTemplates"] = claims;
+        // A revision that is kept to go back to keeps its files; one that is forgotten leaves none.
+        set["spec"]["persistentVolumeClaimRetentionPolicy"] =
+            json!({"whenDeleted": "Delete", "whenScaled": "Retain"});
+    }
     serde_json::from_value(set).map_err(|error| Error::PodTemplate {
         stage: stage.name.clone(),
         reason: error.to_string(),
