@@ -6,6 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use ds4_gguf::{Gguf, LayerSpan, ModelConfig};
 use ds4_kernels_cpu::Cpu;
+use ds4_model::memory::{self, Need};
 use ds4_model::{Graph, ModelSlice};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
@@ -25,14 +26,20 @@ pub(crate) fn open(path: &Path) -> Result<Model> {
     Ok(Model { gguf, config })
 }
 
-/// Loads some layers; `report(percent)` while pages are read.
+/// Loads some layers, unless the machine cannot hold them beside a session of `tokens` tokens; `report(percent)` while pages are read.
 pub(crate) fn load(
     model: &Model,
     span: LayerSpan,
+    tokens: u64,
     compute: &ComputeArguments,
     report: &dyn Fn(u64),
 ) -> Result<Arc<dyn ModelSlice>> {
     ds4_fetch::ensure_covers(&model.gguf, &model.config, span)?;
+    let named = || compute.model.display().to_string();
+    let tokens = tokens.min(model.config.context_length as u64);
+    Need::of(&model.gguf, &model.config, compute.numerics, span, tokens)
+        .with_context(named)?
+        .check(memory::available())?;
     let backend = Cpu::new(compute.threads, None)?;
     let bar = bar("loading");
     let mut progress = |done: u64, total: u64| {
@@ -40,8 +47,8 @@ pub(crate) fn load(
         bar.set_position(done);
         report(done * 100 / total.max(1));
     };
-    let graph = Graph::load(&model.gguf, span, compute.numerics, backend, &mut progress)
-        .with_context(|| compute.model.display().to_string())?;
+    let graph =
+        Graph::load(&model.gguf, span, compute.numerics, backend, &mut progress).with_context(named)?;
     bar.finish_and_clear();
     let info = graph.info();
     tracing::info!(model = %info.config.name, layers = %info.span, backend = %info.backend, bytes = info.weight_bytes, "model loaded");

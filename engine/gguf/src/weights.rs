@@ -80,6 +80,9 @@ impl Weights {
             path: gguf.path().to_owned(),
             source,
         })?;
+        // The system reads ahead while the pages are touched; where it cannot, they are read one by one.
+        #[cfg(unix)]
+        let _ = map.advise(memmap2::Advice::WillNeed);
         let number = self.maps.len();
         for info in run {
             let start = usize::try_from(info.offset - first.offset).map_err(|_| too_large())?;

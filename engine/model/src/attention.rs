@@ -85,20 +85,13 @@ impl<B: Backend> Graph<B> {
     /// Each group of heads through its own rows of the first matrix, then all of them through the second.
     fn output(&self, weights: &Attention, heads: &[f32]) -> Vec<f32> {
         let config = self.config();
-        let (groups, rank, width) = (config.o_groups, config.o_lora, weights.out_a.cols());
+        let (groups, width) = (config.o_groups, weights.out_a.cols());
         let tokens = heads.len() / (groups * width);
         let heads = self.input(heads, width);
-        let heads = heads.for_weights(weights.out_a.format());
-        let mut low = vec![0.0; tokens * groups * rank];
-        let mut out = vec![0.0; tokens * rank];
-        for group in 0..groups {
-            let of_group: Vec<usize> = (0..tokens).map(|token| token * groups + group).collect();
-            let matrix = weights.out_a.part(self.weights(), group * rank, rank);
-            self.backend().matmul(&matrix, &heads.gather(&of_group), &mut out);
-            for (token, row) in of_group.iter().zip(out.chunks_exact(rank)) {
-                low[token * rank..(token + 1) * rank].copy_from_slice(row);
-            }
-        }
-        self.project(&weights.out_b, &self.input(&low, groups * rank))
+        let matrix = weights.out_a.stack(self.weights());
+        let mut low = vec![0.0; tokens * matrix.rows()];
+        self.backend()
+            .matmul_groups(&matrix, groups, heads.for_weights(matrix.format()), &mut low);
+        self.project(&weights.out_b, &self.input(&low, matrix.rows()))
     }
 }

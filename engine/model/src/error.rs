@@ -6,6 +6,7 @@ use ds4_kernels::codec::RowError;
 use thiserror::Error;
 
 use crate::KvKind;
+use crate::memory::{Available, Need};
 
 /// Why the model did not compute.
 #[derive(Debug, Error)]
@@ -62,6 +63,18 @@ pub enum ModelError {
         fatal: bool,
         /// What it said.
         source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The machine cannot hold the layers.
+    #[error(
+        "memory: expected {} bytes for layers {} ({} bytes of weights, {} of KV for {} tokens, {} of activations), found {} ({}); give this stage fewer layers, \
+         a shorter context or more memory",
+        need.bytes(), need.span, need.weights, need.kv, need.tokens, need.activations, found.bytes, found.limit
+    )]
+    Memory {
+        /// What the layers take.
+        need: Need,
+        /// What there is.
+        found: Available,
     },
     /// The slice does not own what was asked of it.
     #[error("layers {asked}: expected them within {owned} of this slice")]

@@ -39,7 +39,7 @@ impl<B: Backend> Graph<B> {
         let mut sum = self.chosen(layer, &weights.shared, &vec![everyone; tokens.len()], &input);
         self.backend().each_row(&mut sum, n_embd, &|token, sum| {
             let width = used * n_embd;
-            combine(sum, &parts[token * width..(token + 1) * width]);
+            (self.backend().ops().combine)(sum, &parts[token * width..(token + 1) * width]);
         });
         sum
     }
@@ -81,14 +81,5 @@ impl<B: Backend> Graph<B> {
             .flat_map(|token| route(token).slots)
             .map(choice)
             .collect()
-    }
-}
-
-/// The routed experts ascending, then the shared one.
-fn combine(shared: &mut [f32], parts: &[f32]) {
-    let width = shared.len();
-    for (i, shared) in shared.iter_mut().enumerate() {
-        let routed = parts.iter().skip(i).step_by(width).fold(0.0, |sum, x| sum + x);
-        *shared += routed;
     }
 }

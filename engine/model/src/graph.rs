@@ -12,7 +12,7 @@ use crate::{Hidden, KvLayout, ModelError, ModelSlice, Numerics, Part, SliceInfo}
 
 /// Tokens that go through all layers together: bounds the memory of a long chunk's activations. Weights are read once per so many tokens,
 /// which is little beside the arithmetic on them.
-const PASS: usize = 512;
+pub(crate) const PASS: usize = 512;
 
 /// What turns the last streams into logits.
 #[derive(Debug)]

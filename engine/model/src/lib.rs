@@ -17,6 +17,7 @@ mod kv;
 mod layer;
 mod layout;
 mod matrix;
+pub mod memory;
 mod numerics;
 mod pass;
 pub mod plan;

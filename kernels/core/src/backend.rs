@@ -37,6 +37,20 @@ pub trait Backend: Send + Sync + 'static {
     /// `y[token][row] = weights[row] . x[token]`.
     fn matmul(&self, weights: &Matrix<'_>, x: &Activations<'_>, y: &mut [f32]);
 
+    /// A matrix of `groups` blocks on its diagonal, stacked in `weights`: block `g` takes row `token * groups + g` of `x`. `y` is
+    /// `[tokens][rows of weights]`.
+    fn matmul_groups(&self, weights: &Matrix<'_>, groups: usize, x: &Activations<'_>, y: &mut [f32]) {
+        let (tokens, all, rank) = (x.tokens() / groups, weights.rows(), weights.rows() / groups);
+        let mut out = vec![0.0; tokens * rank];
+        for group in 0..groups {
+            let rows: Vec<usize> = (0..tokens).map(|token| token * groups + group).collect();
+            self.matmul(&weights.part(group * rank, rank), &x.gather(&rows), &mut out);
+            for (y, out) in y.chunks_exact_mut(all).zip(out.chunks_exact(rank)) {
+                y[group * rank..(group + 1) * rank].copy_from_slice(out);
+            }
+        }
+    }
+
     /// The outputs of the chosen experts, `[choices][rows of down]`. Choices are `[tokens][used]`: `used` of them for each token of `x`.
     fn experts(&self, experts: &Experts<'_>, choices: &[Choice], x: &Activations<'_>, out: &mut [f32]) {
         mixture::experts(self, experts, choices, x, out);

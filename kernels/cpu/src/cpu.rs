@@ -92,7 +92,11 @@ impl Backend for Cpu {
     }
 
     fn matmul(&self, weights: &Matrix<'_>, x: &Activations<'_>, y: &mut [f32]) {
-        product::matmul(self, weights, x, y);
+        product::matmul(self, weights, 1, x, y);
+    }
+
+    fn matmul_groups(&self, weights: &Matrix<'_>, groups: usize, x: &Activations<'_>, y: &mut [f32]) {
+        product::matmul(self, weights, groups, x, y);
     }
 
     fn experts(&self, experts: &Experts<'_>, choices: &[Choice], x: &Activations<'_>, out: &mut [f32]) {

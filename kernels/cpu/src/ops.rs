@@ -62,6 +62,7 @@ macro_rules! operations {
             gather(weights: &[f32], streams: &[f32], out: &mut [f32]) = hyper::gather(weights, streams, out);
             scatter(mix: &[f32], block: &[f32], streams: &mut [f32]) = hyper::scatter(mix, block, streams);
             swiglu(gate: &mut [f32], up: &[f32], clamp: f32, weight: f32) = experts::swiglu(gate, up, clamp, weight);
+            combine(out: &mut [f32], parts: &[f32]) = ds4_kernels::ops::experts::combine(out, parts);
             pool(slots: &[Slot<'_>], out: &mut [f32]) = compressor::pool(slots, out);
             encode_kv(row: &[f32], tail: usize, out: &mut [u8]) = codec::encode_kv(row, tail, out);
             decode_kv(bytes: &[u8], tail: usize, out: &mut [f32]) = codec::decode_kv(bytes, tail, out);

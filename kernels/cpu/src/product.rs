@@ -63,32 +63,41 @@ pub(crate) fn rows_per_task(weights: &Matrix<'_>, rows: usize, threads: usize) -
     fair.max(worth.min(rows.div_ceil(threads))).next_multiple_of(ROWS)
 }
 
-/// `y[token][row]`, threads over rows.
-pub(crate) fn matmul(cpu: &Cpu, weights: &Matrix<'_>, x: &Activations<'_>, y: &mut [f32]) {
+/// `y[token][row]`, threads over rows. The rows are `groups` equal parts, and part `g` takes row `token * groups + g` of `x`.
+pub(crate) fn matmul(cpu: &Cpu, weights: &Matrix<'_>, groups: usize, x: &Activations<'_>, y: &mut [f32]) {
     check(weights, x);
-    let (rows, tokens) = (weights.rows(), x.tokens());
-    assert_eq!(y.len(), tokens * rows, "y is [tokens][rows]");
-    if rows == 0 || tokens == 0 {
+    let (rows, all, tokens) = (weights.rows() / groups, weights.rows(), x.tokens() / groups);
+    assert_eq!(rows * groups, all, "rows in {groups} groups");
+    assert_eq!(tokens * groups, x.tokens(), "tokens in {groups} groups");
+    assert_eq!(y.len(), tokens * all, "y is [tokens][rows]");
+    if all == 0 || tokens == 0 {
         return;
     }
-    let small = rows * weights.cols() * tokens < SMALL;
+    let small = all * weights.cols() * tokens < SMALL;
     let per_task = if small {
         rows
     } else {
         rows_per_task(weights, rows, cpu.threads())
     };
-    let (x, y) = (Tokens::of(x, 0..tokens), Shared::new(y));
-    cpu.pool.run(rows.div_ceil(per_task), &|task| {
-        let end = rows.min((task + 1) * per_task);
-        for first in (task * per_task..end).step_by(ROWS) {
+    let of_group = |group| Tokens::of(x, (0..tokens).map(move |token| token * groups + group));
+    let (x, y): (Vec<_>, _) = ((0..groups).map(of_group).collect(), Shared::new(y));
+    let tasks = rows.div_ceil(per_task);
+    let task = |task: usize| {
+        let (group, first) = (task / tasks, task % tasks * per_task);
+        let (first, end) = (group * rows + first, group * rows + rows.min(first + per_task));
+        for first in (first..end).step_by(ROWS) {
             let panel = Rows::new(weights, first, end);
-            x.times(&cpu.kernels, &panel, &mut |token, values| {
+            x[group].times(&cpu.kernels, &panel, &mut |token, values| {
                 // SAFETY: a task has rows of its own.
-                let out = unsafe { y.slice(token * rows + first, panel.count()) };
+                let out = unsafe { y.slice(token * all + first, panel.count()) };
                 out.copy_from_slice(&values[..panel.count()]);
             });
         }
-    });
+    };
+    if small {
+        return (0..groups * tasks).for_each(task);
+    }
+    cpu.pool.run(groups * tasks, &task);
 }
 
 /// The activations in `form`, threads over tokens.

@@ -6,7 +6,7 @@ use ds4_kernels::ops::compressor::Slot;
 use ds4_kernels::ops::hyper::Mixing;
 use ds4_kernels::ops::indexer::{IndexQueries, unpack_query};
 use ds4_kernels::ops::rope::Rope;
-use ds4_kernels::{Backend, codec};
+use ds4_kernels::{Activations, Backend, Form, Format, Matrix, Scalar, codec};
 use ds4_kernels_cpu::{Cpu, Level};
 use proptest::prelude::*;
 
@@ -88,6 +88,20 @@ proptest! {
         same("scatter", streams * width, |ops, out| {
             out.copy_from_slice(&old);
             (ops.scatter)(&mix, &block, out);
+        });
+    }
+
+    #[test]
+    fn sums_of_experts(seed in any::<u64>(), experts in 0_usize..9, width in 1_usize..100, clamp in 0.1_f32..5.0) {
+        let (before, parts) = (values(seed, width), values(seed + 1, experts * width));
+        same("combine", width, |ops, out| {
+            out.copy_from_slice(&before);
+            (ops.combine)(out, &parts);
+        });
+        let up = values(seed + 2, width);
+        same("swiglu", width, |ops, out| {
+            out.copy_from_slice(&before);
+            (ops.swiglu)(out, &up, clamp, 0.7);
         });
     }
 
@@ -181,6 +195,33 @@ proptest! {
             }).collect();
             let (expected, most) = (parts.iter().sum::<f64>(), parts.iter().map(|x| x.abs()).sum::<f64>());
             prop_assert!((f64::from(*found) - expected).abs() <= 1e-5 * most + 1e-12, "{} {}", found, expected);
+        }
+    }
+}
+
+#[test]
+fn groups_of_rows_take_rows_of_their_own() {
+    for (groups, rank, width, tokens) in [(1, 5, 32, 3), (3, 17, 64, 1), (8, 40, 96, 5)] {
+        let data: Vec<u8> = (0..groups * rank * width / 32 * 34)
+            .map(|i| (i * 31 % 251) as u8 & 0x3f)
+            .collect();
+        let weights = Matrix::new(Format::Q8_0, groups * rank, width, &data).expect("whole blocks");
+        let x = values(9, tokens * groups * width);
+        for form in [Form::Q8, Form::F32] {
+            let product = |backend: &dyn Fn(&Matrix<'_>, &Activations<'_>, &mut [f32])| {
+                let mut y = vec![f32::NAN; tokens * groups * rank];
+                backend(&weights, &Activations::new(&x, width, form), &mut y);
+                y.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+            };
+            let expected = product(&|w, x, y| Scalar.matmul_groups(w, groups, x, y));
+            for (level, threads) in levels().iter().flat_map(|(level, _)| [(*level, 1), (*level, 3)]) {
+                let cpu = Cpu::new(Some(threads), Some(level)).expect("threads");
+                assert_eq!(
+                    product(&|w, x, y| cpu.matmul_groups(w, groups, x, y)),
+                    expected,
+                    "{groups} groups, {level}"
+                );
+            }
         }
     }
 }

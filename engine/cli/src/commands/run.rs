@@ -44,7 +44,17 @@ pub(crate) async fn run(arguments: RunArguments) -> Result<()> {
             arguments.stages.clone(),
         ),
     };
-    let slice = load::load(&model, LayerSpan::full(n_layer), &arguments.compute, &|_| {})?;
+    let context = arguments
+        .route
+        .max_context
+        .unwrap_or(model.config.context_length as u64);
+    let slice = load::load(
+        &model,
+        LayerSpan::full(n_layer),
+        context,
+        &arguments.compute,
+        &|_| {},
+    )?;
     let eos = tokenizer.special(Special::Eos).into_iter().collect();
     let engine = Engine::new(
         slice,

@@ -70,6 +70,10 @@ fn prepare(model: &Model, own: LayerSpan, arguments: &ServeArguments, app: &App)
     let slice = load::load(
         model,
         LayerSpan::full(model.config.n_layer),
+        arguments
+            .route
+            .max_context
+            .unwrap_or(model.config.context_length as u64),
         &arguments.compute,
         &|percent| app.loading(percent),
     )?;

@@ -6,5 +6,6 @@ mod exactness;
 mod golden;
 mod plan;
 mod refusals;
+mod shapes;
 mod staging;
 mod support;

@@ -69,3 +69,19 @@ fn the_parts_of_a_file_add_up() {
     );
     assert_eq!(sizes.weights(early) + sizes.weights(late), all);
 }
+
+/// The published Flash model: 43 layers, rows of 512 values, 64 of them rotary.
+#[test]
+fn a_million_tokens_of_flash_fit_in_four_and_a_half_gigabytes() {
+    let mut flash = config();
+    (flash.n_layer, flash.window) = (43, 128);
+    (flash.head_dim, flash.n_rot, flash.indexer.dim) = (512, 64, 128);
+    flash.ratios = (0..43)
+        .map(|layer| if layer < 2 { 0 } else { [4, 128][layer % 2] })
+        .collect();
+    let layout = KvLayout::new(&flash, Numerics::Canonical);
+    let bytes = layout.bytes(0..43, 1 << 20);
+    // A vector of rows takes a sixteenth more than it holds at most: `kv::tests` hold that.
+    let taken = bytes + bytes / 16;
+    assert!((3_400_000_000..4_500_000_000).contains(&taken), "{taken} bytes");
+}

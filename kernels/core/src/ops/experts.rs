@@ -56,6 +56,29 @@ pub fn swiglu(gate: &mut [f32], up: &[f32], clamp: f32, weight: f32) {
     }
 }
 
+/// Values that are added at a time.
+const STEP: usize = 16;
+
+/// Adds the sum of a token's `parts`, `[experts][width]`, ascending, to `out`: the routed experts to the shared one.
+#[inline(always)]
+pub fn combine(out: &mut [f32], parts: &[f32]) {
+    let width = out.len();
+    let whole = width - width % STEP;
+    for from in (0..whole).step_by(STEP) {
+        let mut sum = [0.0f32; STEP];
+        for part in parts.chunks_exact(width) {
+            (0..STEP).for_each(|i| sum[i] += part[from..from + STEP][i]);
+        }
+        out[from..from + STEP]
+            .iter_mut()
+            .zip(sum)
+            .for_each(|(out, sum)| *out += sum);
+    }
+    for i in whole..width {
+        out[i] += parts.chunks_exact(width).fold(0.0, |sum, part| sum + part[i]);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -33,6 +33,8 @@ pub struct Ops {
     pub scatter: fn(&[f32], &[f32], &mut [f32]),
     /// [`experts::swiglu`]
     pub swiglu: fn(&mut [f32], &[f32], f32, f32),
+    /// [`experts::combine`]
+    pub combine: fn(&mut [f32], &[f32]),
     /// [`compressor::pool`]
     pub pool: fn(&[Slot<'_>], &mut [f32]),
     /// [`crate::codec::encode_kv`]
@@ -61,6 +63,7 @@ impl Ops {
         gather: hyper::gather,
         scatter: hyper::scatter,
         swiglu: experts::swiglu,
+        combine: experts::combine,
         pool: compressor::pool,
         encode_kv: crate::codec::encode_kv,
         decode_kv: crate::codec::decode_kv,

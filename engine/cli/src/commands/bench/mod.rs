@@ -25,7 +25,14 @@ pub(crate) fn run(arguments: &BenchArguments) -> Result<()> {
     let started = Instant::now();
     let model = load::open(&arguments.compute.model)?;
     let full = LayerSpan::full(model.config.n_layer);
-    let slice = load::load(&model, full, &arguments.compute, &|_| {})?;
+    let deepest = arguments
+        .prompt
+        .iter()
+        .chain(&arguments.depth)
+        .max()
+        .copied()
+        .unwrap_or(0);
+    let slice = load::load(&model, full, deepest as u64, &arguments.compute, &|_| {})?;
     let load = started.elapsed();
     let bench = Bench::new(&*slice, arguments.chunk);
     if !arguments.no_warmup {
