@@ -1,7 +1,7 @@
 //! The codebook of `IQ2_XXS`: 256 patterns of 8 magnitudes out of {8, 25, 43}. A fact of the format.
 
-/// Two bits a magnitude, first value lowest.
-const PATTERNS: [u16; 256] = [
+/// Two bits a magnitude (its index in [`MAGNITUDES`]), first value lowest.
+pub const PATTERNS: [u16; 256] = [
     0x0000, 0x0002, 0x0005, 0x0008, 0x000a, 0x0011, 0x0014, 0x0020, 0x0022, 0x0028, 0x002a, 0x0041, 0x0044,
     0x0050, 0x0058, 0x0061, 0x0064, 0x0080, 0x0082, 0x008a, 0x00a2, 0x0101, 0x0104, 0x0110, 0x0115, 0x0140,
     0x0184, 0x0198, 0x0200, 0x0202, 0x0222, 0x0282, 0x0401, 0x0404, 0x0410, 0x0421, 0x0424, 0x0440, 0x0442,
@@ -24,7 +24,8 @@ const PATTERNS: [u16; 256] = [
     0x9920, 0xa002, 0xa050, 0xa085, 0xa109, 0xa200, 0xa418, 0xa850, 0xa904,
 ];
 
-const MAGNITUDES: [i8; 3] = [8, 25, 43];
+/// What the indices of a pattern stand for.
+pub const MAGNITUDES: [i8; 3] = [8, 25, 43];
 
 /// The 8 magnitudes of every pattern.
 pub static GRID: [[i8; 8]; 256] = unpack();

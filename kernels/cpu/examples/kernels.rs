@@ -1,9 +1,10 @@
 //! How fast the products are, next to what memory and the multipliers of this machine give.
 //!
-//! `cargo run --release -p ds4-kernels-cpu --example kernels -- [--threads N] [--level scalar|avx2|avx512|neon] [--json]`
+//! `cargo run --release -p ds4-kernels-cpu --example kernels -- [--threads N] [--level scalar|avx2|avx512] [--only PREFIX] [--json]`
 //!
 //! Mat-vec: bytes of weights per second, as a share of the read bandwidth. Tiles: operations (two per multiply-add) per second, as a share
-//! of the peak of the widest integer dot product. Each figure is the best of several rounds; all rounds of all figures are interleaved.
+//! of the peak of the widest integer dot product. With one thread, time is that thread's own (Linux), so that others on the machine disturb
+//! less. Each figure is the best of several rounds; all rounds of all figures are interleaved.
 
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 
@@ -47,10 +48,39 @@ impl Figure {
         }
     }
 
-    fn round(&mut self) {
-        let start = Instant::now();
+    fn round(&mut self, clock: Clock) {
+        let start = clock.now();
         (self.run)();
-        self.best = self.best.max(self.work / start.elapsed().as_secs_f64());
+        self.best = self.best.max(self.work / (clock.now() - start));
+    }
+}
+
+/// Seconds of the machine, or those that this thread ran.
+#[derive(Clone, Copy)]
+enum Clock {
+    Wall(Instant),
+    #[cfg(target_os = "linux")]
+    Thread,
+}
+
+impl Clock {
+    fn of(threads: usize) -> Self {
+        match threads {
+            #[cfg(target_os = "linux")]
+            1 => Self::Thread,
+            _ => Self::Wall(Instant::now()),
+        }
+    }
+
+    fn now(self) -> f64 {
+        match self {
+            Self::Wall(start) => start.elapsed().as_secs_f64(),
+            #[cfg(target_os = "linux")]
+            Self::Thread => {
+                let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+                time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
+            }
+        }
     }
 }
 
@@ -67,8 +97,12 @@ fn main() {
     });
     let cpu: &'static Cpu = Box::leak(Box::new(Cpu::new(threads, level).unwrap()));
     let mut figures = figures(cpu);
+    if let Some(only) = value("--only") {
+        figures.retain(|figure| figure.name.starts_with(only.as_str()) || !figure.name.contains(" x "));
+    }
+    let clock = Clock::of(cpu.threads());
     for _ in 0..ROUNDS {
-        figures.iter_mut().for_each(Figure::round);
+        figures.iter_mut().for_each(|figure| figure.round(clock));
     }
     report(
         cpu,

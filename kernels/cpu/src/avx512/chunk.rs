@@ -1,17 +1,20 @@
 //! 64 consecutive values of one row as bytes.
 
 use std::arch::x86_64::{
-    __m128i, __m256i, __m512i, __mmask64, _mm_loadu_si128, _mm256_broadcastsi128_si256, _mm256_loadu_si256,
-    _mm256_setzero_si256, _mm512_add_epi8, _mm512_add_epi64, _mm512_and_si512, _mm512_broadcast_i32x4,
-    _mm512_castsi256_si512, _mm512_castsi512_si256, _mm512_inserti64x4, _mm512_loadu_si512,
-    _mm512_mask_add_epi8, _mm512_mask_sub_epi8, _mm512_maskz_mov_epi8, _mm512_maskz_shuffle_epi8,
-    _mm512_multishift_epi64_epi8, _mm512_or_si512, _mm512_permutex2var_epi8, _mm512_permutexvar_epi8,
-    _mm512_permutexvar_epi32, _mm512_set_epi64, _mm512_set1_epi8, _mm512_set1_epi64, _mm512_setzero_si512,
-    _mm512_shuffle_epi8, _mm512_srli_epi64, _mm512_srlv_epi16, _mm512_test_epi8_mask, _mm512_xor_si512,
+    __m128i, __m256i, __m512i, __mmask64, _mm_loadu_si128, _mm256_and_si256, _mm256_broadcastsi128_si256,
+    _mm256_loadu_si256, _mm256_set1_epi8, _mm256_setzero_si256, _mm256_shuffle_epi8, _mm256_srlv_epi16,
+    _mm512_add_epi8, _mm512_add_epi64, _mm512_and_si512, _mm512_broadcast_i32x4, _mm512_castsi256_si512,
+    _mm512_castsi512_si256, _mm512_cvtepi64_epi32, _mm512_cvtepu8_epi16, _mm512_inserti64x4,
+    _mm512_loadu_si512, _mm512_mask_add_epi8, _mm512_mask_mov_epi16, _mm512_mask_sub_epi8,
+    _mm512_maskz_mov_epi8, _mm512_maskz_permutexvar_epi8, _mm512_maskz_shuffle_epi8,
+    _mm512_multishift_epi64_epi8, _mm512_or_si512, _mm512_permutex2var_epi8, _mm512_permutex2var_epi16,
+    _mm512_permutexvar_epi8, _mm512_permutexvar_epi32, _mm512_set1_epi8, _mm512_set1_epi16,
+    _mm512_set1_epi64, _mm512_setzero_si512, _mm512_shuffle_epi8, _mm512_srli_epi64, _mm512_srlv_epi16,
+    _mm512_test_epi8_mask, _mm512_test_epi16_mask, _mm512_xor_si512,
 };
 
 use ds4_kernels::E2M1_DOUBLED;
-use ds4_kernels::grid::{GRID, signs};
+use ds4_kernels::grid::{MAGNITUDES, PATTERNS, signs};
 
 /// Values of a chunk.
 pub(super) const CHUNK: usize = 64;
@@ -95,7 +98,10 @@ pub(super) fn mxfp4(blocks: &[[u8; 17]], chunk: usize) -> __m512i {
 #[inline]
 #[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
 pub(super) fn mxfp4_block(block: &[u8; 17]) -> __m256i {
-    _mm512_castsi512_si256(mxfp4(std::slice::from_ref(block), 0))
+    let shifts = _mm512_castsi512_si256(SHIFTS_MXFP4.register(0));
+    let nibbles = _mm256_srlv_epi16(_mm256_broadcastsi128_si256(load16(block, 1)), shifts);
+    let codes = _mm256_and_si256(nibbles, _mm256_set1_epi8(15));
+    _mm256_shuffle_epi8(_mm512_castsi512_si256(E2M1.register(0)), codes)
 }
 
 /// Codes 0 to 3 of a `Q2_K` block.
@@ -153,9 +159,11 @@ pub(super) fn q4_k_scales(block: &[u8; 144]) -> (u64, u64) {
     (scales, minimums)
 }
 
-/// What a group of 32 values of an `IQ2_XXS` block takes: a scale step, and signs for its magnitudes.
+/// An `IQ2_XXS` block: eight groups of four grid indices, four sign fields of seven bits and a scale of four bits.
 #[derive(Clone, Copy)]
 pub(super) struct Iq2 {
+    /// Word `i`: the eight two-bit magnitudes of values `8 i` on.
+    patterns: __m512i,
     /// Bytes 8 g to 8 g + 3: the sign bits of group `g`.
     signs: __m512i,
     /// Dword 2 g: the odd step of group `g`.
@@ -166,15 +174,16 @@ impl Iq2 {
     #[inline]
     #[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
     pub(super) fn new(block: &[u8; 66]) -> Self {
-        // Eight groups of four grid indices, four sign fields of seven bits, and a scale of four bits.
         let groups = {
             let part = &block[2..66];
             // SAFETY: the slice was just taken: 64 bytes; the load needs no alignment.
             unsafe { _mm512_loadu_si512(part.as_ptr().cast()) }
         };
+        // Bits 32, 39, 46 and 53 on of each group.
         let fields = _mm512_multishift_epi64_epi8(_mm512_set1_epi64(0x352e_2720_352e_2720), groups);
         let scale = _mm512_srli_epi64::<60>(groups);
         Self {
+            patterns: patterns(_mm512_cvtepu8_epi16(_mm512_cvtepi64_epi32(groups))),
             signs: _mm512_permutex2var_epi8(SIGNS.register(0), fields, SIGNS.register(1)),
             steps: _mm512_or_si512(_mm512_add_epi64(scale, scale), _mm512_set1_epi64(1)),
         }
@@ -183,19 +192,12 @@ impl Iq2 {
     /// Magnitudes of a chunk, and which of them are negative.
     #[inline]
     #[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
-    pub(super) fn chunk(&self, block: &[u8; 66], chunk: usize) -> (__m512i, __mmask64) {
-        let at = 2 + 16 * chunk;
-        let eight = |i: usize| i64::from_le_bytes(GRID[usize::from(block[at + i])].map(i8::cast_unsigned));
-        let magnitudes = _mm512_set_epi64(
-            eight(11),
-            eight(10),
-            eight(9),
-            eight(8),
-            eight(3),
-            eight(2),
-            eight(1),
-            eight(0),
-        );
+    pub(super) fn chunk(&self, chunk: usize) -> (__m512i, __mmask64) {
+        // A pattern to eight bytes; its bits 0, 2, 4 and so on to their lowest bits, which alone choose from the table.
+        let spread =
+            _mm512_maskz_permutexvar_epi8(0x0303_0303_0303_0303, PATTERN_OF.register(chunk), self.patterns);
+        let fields = _mm512_multishift_epi64_epi8(_mm512_set1_epi64(0x0e0c_0a08_0604_0200), spread);
+        let magnitudes = _mm512_permutexvar_epi8(fields, MAGNITUDE.register(0));
         let spread = _mm512_permutexvar_epi8(SIGN_OF.register(chunk), self.signs);
         let minus = _mm512_test_epi8_mask(spread, _mm512_set1_epi64(BITS.cast_signed()));
         (magnitudes, minus)
@@ -204,8 +206,8 @@ impl Iq2 {
     /// A chunk with its signs, offset to unsigned.
     #[inline]
     #[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
-    pub(super) fn unsigned(&self, block: &[u8; 66], chunk: usize) -> __m512i {
-        let (magnitudes, minus) = self.chunk(block, chunk);
+    pub(super) fn unsigned(&self, chunk: usize) -> __m512i {
+        let (magnitudes, minus) = self.chunk(chunk);
         let signed = _mm512_mask_sub_epi8(magnitudes, minus, _mm512_setzero_si512(), magnitudes);
         _mm512_xor_si512(signed, _mm512_set1_epi8(i8::MIN))
     }
@@ -216,6 +218,18 @@ impl Iq2 {
     pub(super) fn chunk_steps(&self, chunk: usize) -> __m512i {
         _mm512_permutexvar_epi32(STEP_OF.register(chunk), self.steps)
     }
+}
+
+/// The codebook's patterns of 32 indices. A lookup reaches 64 entries; the index's upper two bits choose among four.
+#[inline]
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+fn patterns(indices: __m512i) -> __m512i {
+    let quarter =
+        |i: usize| _mm512_permutex2var_epi16(GRID.register(2 * i), indices, GRID.register(2 * i + 1));
+    let odd = _mm512_test_epi16_mask(indices, _mm512_set1_epi16(64));
+    let upper = _mm512_test_epi16_mask(indices, _mm512_set1_epi16(128));
+    let first = _mm512_mask_mov_epi16(quarter(0), odd, quarter(1));
+    _mm512_mask_mov_epi16(first, upper, _mm512_mask_mov_epi16(quarter(2), odd, quarter(3)))
 }
 
 #[inline]
@@ -233,6 +247,9 @@ static SHIFTS_MXFP4: Table<u16, 32> = Table(shifts(8, 4));
 static SHIFTS_Q4K: Table<u16, 32> = Table(shifts(16, 4));
 static SHIFTS_Q2K: Table<u16, 64> = Table(shifts_q2_k());
 static QUARTERS: Table<u8, 64> = Table(quarters());
+static GRID: Table<u16, 256> = Table(PATTERNS);
+static PATTERN_OF: Table<u8, 256> = Table(pattern_of());
+static MAGNITUDE: Table<u8, 64> = Table(magnitudes());
 static SIGNS: Table<u8, 128> = Table(sign_bytes());
 static SIGN_OF: Table<u8, 256> = Table(sign_of());
 static STEP_OF: Table<u32, 64> = Table(step_of());
@@ -276,6 +293,30 @@ const fn quarters() -> [u8; 64] {
     let mut i = 0;
     while i < 64 {
         table[i] = (i / 16) as u8;
+        i += 1;
+    }
+    table
+}
+
+/// Where the two bytes of pattern `i` are, at the start of eight.
+const fn pattern_of() -> [u8; 256] {
+    let mut table = [0; 256];
+    let mut i = 0;
+    while i < 256 {
+        table[i] = (i / 8 * 2 + i % 2) as u8;
+        i += 1;
+    }
+    table
+}
+
+/// The magnitude that the lowest two bits of a six-bit index stand for.
+const fn magnitudes() -> [u8; 64] {
+    let mut table = [0; 64];
+    let mut i = 0;
+    while i < 64 {
+        if i % 4 < 3 {
+            table[i] = MAGNITUDES[i % 4].cast_unsigned();
+        }
         i += 1;
     }
     table

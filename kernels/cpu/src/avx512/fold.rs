@@ -2,8 +2,9 @@
 
 use std::arch::x86_64::{
     __m256i, __m512i, _mm256_add_epi32, _mm256_castps_si256, _mm256_castsi256_ps, _mm256_permute2x128_si256,
-    _mm256_permutevar8x32_epi32, _mm256_set_epi32, _mm256_shuffle_ps, _mm256_unpackhi_epi64,
-    _mm256_unpacklo_epi64, _mm512_add_epi32, _mm512_castps_si512, _mm512_castsi512_ps,
+    _mm256_permutevar8x32_epi32, _mm256_set_epi32, _mm256_shuffle_ps, _mm256_unpackhi_epi32,
+    _mm256_unpackhi_epi64, _mm256_unpacklo_epi32, _mm256_unpacklo_epi64, _mm512_add_epi32,
+    _mm512_castps_si512, _mm512_castsi512_ps, _mm512_castsi512_si256, _mm512_extracti64x4_epi64,
     _mm512_permutexvar_epi32, _mm512_set_epi32, _mm512_shuffle_i32x4, _mm512_shuffle_ps,
     _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
 };
@@ -102,4 +103,45 @@ pub(super) fn sums8(rows: &[__m256i; 8]) -> __m256i {
     let odd = _mm256_castps_si256(_mm256_shuffle_ps::<0xdd>(a, b));
     let order = _mm256_set_epi32(7, 5, 6, 4, 3, 1, 2, 0);
     _mm256_permutevar8x32_epi32(_mm256_add_epi32(even, odd), order)
+}
+
+/// The same for eight registers of 16 lanes.
+#[inline]
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+pub(super) fn sums_of_wide(rows: &[__m512i; 8]) -> __m256i {
+    let halves: [__m256i; 8] = from_fn(|i| {
+        let upper = _mm512_extracti64x4_epi64::<1>(rows[i]);
+        _mm256_add_epi32(_mm512_castsi512_si256(rows[i]), upper)
+    });
+    sums8(&halves)
+}
+
+/// Dword `j` of register `i` becomes dword `i` of register `j`.
+#[inline]
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+pub(super) fn transpose8(rows: [__m256i; 8]) -> [__m256i; 8] {
+    let dwords: [__m256i; 8] = from_fn(|i| {
+        let (a, b) = (rows[i / 2 * 2], rows[i / 2 * 2 + 1]);
+        if i % 2 == 0 {
+            _mm256_unpacklo_epi32(a, b)
+        } else {
+            _mm256_unpackhi_epi32(a, b)
+        }
+    });
+    let fours: [__m256i; 8] = from_fn(|i| {
+        let (a, b) = (dwords[i / 4 * 4 + i % 4 / 2], dwords[i / 4 * 4 + i % 4 / 2 + 2]);
+        if i % 2 == 0 {
+            _mm256_unpacklo_epi64(a, b)
+        } else {
+            _mm256_unpackhi_epi64(a, b)
+        }
+    });
+    from_fn(|i| {
+        let (a, b) = (fours[i % 4], fours[4 + i % 4]);
+        if i < 4 {
+            _mm256_permute2x128_si256::<0x20>(a, b)
+        } else {
+            _mm256_permute2x128_si256::<0x31>(a, b)
+        }
+    })
 }

@@ -42,7 +42,15 @@ fn product(rows: &Rows<'_>, tokens: &[Token<'_>], put: Put<'_>) {
     with_panel(|panel| {
         panel::unpack(rows, panel);
         for (i, tokens) in tokens.chunks(tile::TOKENS).enumerate() {
-            for (j, values) in tile::product(panel, tokens)[..tokens.len()].iter().enumerate() {
+            let ahead = if i == 0 {
+                tile::Ahead::of(rows)
+            } else {
+                tile::Ahead::nothing()
+            };
+            for (j, values) in tile::product(panel, tokens, ahead)[..tokens.len()]
+                .iter()
+                .enumerate()
+            {
                 put(i * tile::TOKENS + j, values);
             }
         }

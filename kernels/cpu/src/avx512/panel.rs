@@ -71,7 +71,7 @@ fn iq2_xxs(rows: &[&[[u8; 66]]; ROWS], panel: &mut Panel) {
     for block in 0..panel.blocks {
         let shared: [Iq2; ROWS] = from_fn(|row| Iq2::new(&rows[row][block]));
         for chunk in 0..4 {
-            let columns = transpose(from_fn(|row| shared[row].unsigned(&rows[row][block], chunk)));
+            let columns = transpose(from_fn(|row| shared[row].unsigned(chunk)));
             store(&mut panel.codes[(4 * block + chunk) * 16..][..16], &columns);
         }
         let steps = transpose(from_fn(|row| {

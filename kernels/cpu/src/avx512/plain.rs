@@ -2,12 +2,13 @@
 
 use std::arch::x86_64::{
     __m512, __mmask16, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_movehl_ps, _mm_shuffle_ps, _mm256_add_ps,
-    _mm256_castpd_ps, _mm256_castps256_ps128, _mm256_extractf128_ps, _mm256_loadu_si256, _mm512_add_ps,
-    _mm512_castps_pd, _mm512_castps512_ps256, _mm512_cvtph_ps, _mm512_extractf64x4_pd, _mm512_fmadd_ps,
-    _mm512_loadu_ps, _mm512_mask3_fmadd_ps, _mm512_maskz_loadu_ps, _mm512_setzero_ps, _mm512_storeu_ps,
+    _mm256_castpd_ps, _mm256_castps256_ps128, _mm256_extractf128_ps, _mm256_loadu_si256,
+    _mm256_maskz_loadu_epi16, _mm512_add_ps, _mm512_castps_pd, _mm512_castps512_ps256, _mm512_cvtph_ps,
+    _mm512_extractf64x4_pd, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mask3_fmadd_ps, _mm512_maskz_loadu_ps,
+    _mm512_setzero_ps,
 };
 
-use ds4_kernels::{Format, LANES, dequantize_row};
+use ds4_kernels::{Format, LANES};
 
 use crate::operands::{Put, ROWS, Rows};
 use crate::plain::with_values;
@@ -20,79 +21,83 @@ const WIDTH: usize = LANES / 2;
 
 #[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
 pub(super) fn product(rows: &Rows<'_>, tokens: &[&[f32]], put: Put<'_>) {
-    tokens
-        .iter()
-        .for_each(|x| assert_eq!(x.len(), rows.cols(), "activations"));
-    with_values(
-        rows,
-        |bytes, out| widen(bytes, out),
-        |values| {
-            let four = |at: usize| -> [&[f32]; TILE_ROWS] {
-                std::array::from_fn(|i| values[(at + i).min(rows.count() - 1)])
-            };
-            for (i, tokens) in tokens.chunks(TILE_TOKENS).enumerate() {
-                let mut out = [[0.0; ROWS]; TILE_TOKENS];
-                for at in (0..rows.count()).step_by(TILE_ROWS) {
-                    match *tokens {
-                        [a, b, c] => tile(&four(at), &[a, b, c], at, &mut out),
-                        [a, b] => tile(&four(at), &[a, b], at, &mut out),
-                        [a] => tile(&four(at), &[a], at, &mut out),
-                        _ => unreachable!("chunks of one to three"),
-                    }
-                }
-                for (j, values) in out[..tokens.len()].iter().enumerate() {
-                    put(i * TILE_TOKENS + j, values);
-                }
-            }
-        },
-    );
+    let bytes: [&[u8]; ROWS] = std::array::from_fn(|i| rows.row(i));
+    match rows.format() {
+        Format::F16 => tiles::<HALVES>(&bytes, rows.count(), tokens, put),
+        Format::F32 => tiles::<FLOATS>(&bytes, rows.count(), tokens, put),
+        _ => with_values(
+            rows,
+            |_, _| unreachable!("halves are read where they lie"),
+            |values| {
+                let last = values.len() - 1;
+                let bytes: [&[u8]; ROWS] = std::array::from_fn(|i| bytes_of(values[i.min(last)]));
+                tiles::<FLOATS>(&bytes, rows.count(), tokens, put);
+            },
+        ),
+    }
 }
 
-/// Halves to floats.
-#[inline]
+/// Bytes per value of weights that are read where they lie.
+const HALVES: usize = 2;
+const FLOATS: usize = 4;
+
+/// The bytes of floats.
+fn bytes_of(values: &[f32]) -> &[u8] {
+    // SAFETY: every byte of a float is initialised, and bytes need no alignment.
+    unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
+}
+
+/// All tokens with `count` rows of `SIZE` bytes a value.
 #[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
-fn widen(bytes: &[u8], out: &mut [f32]) {
-    let (halves, rest) = bytes.as_chunks::<{ 2 * WIDTH }>();
-    let (wide, out_rest) = out.as_chunks_mut::<WIDTH>();
-    for (halves, out) in halves.iter().zip(wide) {
-        // SAFETY: 32 bytes are read and 16 values written, the sizes of the two arrays.
-        unsafe {
-            let values = _mm512_cvtph_ps(_mm256_loadu_si256(halves.as_ptr().cast()));
-            _mm512_storeu_ps(out.as_mut_ptr(), values);
+fn tiles<const SIZE: usize>(rows: &[&[u8]; ROWS], count: usize, tokens: &[&[f32]], put: Put<'_>) {
+    for (i, tokens) in tokens.chunks(TILE_TOKENS).enumerate() {
+        let mut out = [[0.0; ROWS]; TILE_TOKENS];
+        for (at, rows) in rows.as_chunks::<TILE_ROWS>().0.iter().enumerate() {
+            let at = at * TILE_ROWS;
+            if at >= count {
+                break;
+            }
+            match *tokens {
+                [a, b, c] => tile::<SIZE, 3>(rows, &[a, b, c], at, &mut out),
+                [a, b] => tile::<SIZE, 2>(rows, &[a, b], at, &mut out),
+                [a] => tile::<SIZE, 1>(rows, &[a], at, &mut out),
+                _ => unreachable!("chunks of one to three"),
+            }
+        }
+        for (j, values) in out[..tokens.len()].iter().enumerate() {
+            put(i * TILE_TOKENS + j, values);
         }
     }
-    dequantize_row(Format::F16, rest, out_rest);
 }
 
 /// Products of four rows with `T` tokens, to lanes `at` on of `out`.
-#[inline]
 #[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
-fn tile<const T: usize>(
-    rows: &[&[f32]; TILE_ROWS],
+fn tile<const SIZE: usize, const T: usize>(
+    rows: &[&[u8]; TILE_ROWS],
     tokens: &[&[f32]; T],
     at: usize,
     out: &mut [[f32; ROWS]; TILE_TOKENS],
 ) {
     let cols = tokens[0].len();
-    assert!(rows.iter().chain(tokens).all(|values| values.len() == cols));
+    assert!(tokens.iter().all(|x| x.len() == cols) && rows.iter().all(|row| row.len() == SIZE * cols));
     let mut sums = [[[_mm512_setzero_ps(); 2]; T]; TILE_ROWS];
     let whole = cols / LANES * LANES;
     for k in (0..whole).step_by(LANES) {
         // SAFETY: 32 values from `k` on are inside all of them.
         unsafe {
-            step::<T, 0>(rows, tokens, k, &mut sums, u16::MAX);
-            step::<T, 1>(rows, tokens, k + WIDTH, &mut sums, u16::MAX);
+            step::<SIZE, T, 0>(rows, tokens, k, &mut sums, u16::MAX);
+            step::<SIZE, T, 1>(rows, tokens, k + WIDTH, &mut sums, u16::MAX);
         }
     }
     let (first, second) = ((cols - whole).min(WIDTH), (cols - whole).saturating_sub(WIDTH));
     if first > 0 {
         // SAFETY: masked to the values that there are.
-        unsafe { step::<T, 0>(rows, tokens, whole, &mut sums, u16::MAX >> (WIDTH - first)) };
+        unsafe { step::<SIZE, T, 0>(rows, tokens, whole, &mut sums, u16::MAX >> (WIDTH - first)) };
     }
     if second > 0 {
         // SAFETY: as above.
         unsafe {
-            step::<T, 1>(
+            step::<SIZE, T, 1>(
                 rows,
                 tokens,
                 whole + WIDTH,
@@ -114,30 +119,28 @@ fn tile<const T: usize>(
 /// The values from `k` on that `mask` names are inside all rows and tokens.
 #[inline]
 #[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
-unsafe fn step<const T: usize, const HALF: usize>(
-    rows: &[&[f32]; TILE_ROWS],
+unsafe fn step<const SIZE: usize, const T: usize, const HALF: usize>(
+    rows: &[&[u8]; TILE_ROWS],
     tokens: &[&[f32]; T],
     k: usize,
     sums: &mut [[[__m512; 2]; T]; TILE_ROWS],
     mask: __mmask16,
 ) {
-    let load = |values: &[f32]| {
-        // SAFETY: as the caller promised.
-        unsafe {
-            let start = values.as_ptr().add(k);
-            if mask == u16::MAX {
-                _mm512_loadu_ps(start)
-            } else {
-                _mm512_maskz_loadu_ps(mask, start)
-            }
-        }
-    };
     let mut x = [_mm512_setzero_ps(); T];
     for t in 0..T {
-        x[t] = load(tokens[t]);
+        // SAFETY: as the caller promised.
+        x[t] = unsafe { floats(tokens[t].as_ptr().add(k), mask) };
     }
     for r in 0..TILE_ROWS {
-        let w = load(rows[r]);
+        // SAFETY: as the caller promised.
+        let w = unsafe {
+            let start = rows[r].as_ptr().add(SIZE * k);
+            if SIZE == HALVES {
+                halves(start, mask)
+            } else {
+                floats(start.cast(), mask)
+            }
+        };
         for t in 0..T {
             let sum = &mut sums[r][t][HALF];
             *sum = if mask == u16::MAX {
@@ -147,6 +150,34 @@ unsafe fn step<const T: usize, const HALF: usize>(
             };
         }
     }
+}
+
+/// # Safety
+/// The values that `mask` names are there.
+#[inline]
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+unsafe fn floats(start: *const f32, mask: __mmask16) -> __m512 {
+    // SAFETY: as the caller promised; loads need no alignment.
+    unsafe {
+        match mask {
+            u16::MAX => _mm512_loadu_ps(start),
+            _ => _mm512_maskz_loadu_ps(mask, start),
+        }
+    }
+}
+
+/// # Safety
+/// The values that `mask` names are there.
+#[inline]
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+unsafe fn halves(start: *const u8, mask: __mmask16) -> __m512 {
+    // SAFETY: as the caller promised; loads need no alignment.
+    _mm512_cvtph_ps(unsafe {
+        match mask {
+            u16::MAX => _mm256_loadu_si256(start.cast()),
+            _ => _mm256_maskz_loadu_epi16(mask, start.cast()),
+        }
+    })
 }
 
 /// The tree of [`ds4_kernels::dot_f32`]: lane `i` takes lane `i + half`.

@@ -1,15 +1,15 @@
 //! A panel of rows times a few tokens, all sums in registers.
 
 use std::arch::x86_64::{
-    __m512, __m512i, _CMP_NEQ_UQ, _mm512_add_epi32, _mm512_cmp_ps_mask, _mm512_cvtepi32_ps,
-    _mm512_dpbusd_epi32, _mm512_dpwssd_epi32, _mm512_fmadd_ps, _mm512_load_ps, _mm512_load_si512,
-    _mm512_mask3_fnmadd_ps, _mm512_mul_ps, _mm512_mullo_epi32, _mm512_set1_epi32, _mm512_set1_ps,
-    _mm512_setzero_ps, _mm512_setzero_si512, _mm512_storeu_ps,
+    __m512, __m512i, _CMP_NEQ_UQ, _MM_HINT_T1, _mm_prefetch, _mm512_add_epi32, _mm512_cmp_ps_mask,
+    _mm512_cvtepi32_ps, _mm512_dpbusd_epi32, _mm512_dpwssd_epi32, _mm512_fmadd_ps, _mm512_load_ps,
+    _mm512_load_si512, _mm512_mask3_fnmadd_ps, _mm512_mul_ps, _mm512_mullo_epi32, _mm512_set1_epi32,
+    _mm512_set1_ps, _mm512_setzero_ps, _mm512_setzero_si512, _mm512_storeu_ps,
 };
 
 use ds4_kernels::Format;
 
-use crate::operands::{ROWS, Token};
+use crate::operands::{ROWS, Rows, Token};
 use crate::panel::{Line, Panel};
 
 /// Tokens of a tile: eight chains of additions hide the latency of a product (4 cycles on Zen 4) and leave registers for the rest.
@@ -67,36 +67,74 @@ impl Shape for Grid {
     const MINIMUMS: bool = false;
 }
 
+/// Bytes that memory is asked for while a tile computes: those of the next rows.
+#[derive(Clone, Copy)]
+pub(super) struct Ahead {
+    /// Where they start; need not be mapped.
+    start: *const u8,
+    /// Bytes for each group of 32 values.
+    per_group: usize,
+}
+
+impl Ahead {
+    /// What follows `rows` in memory, as much again.
+    pub(super) fn of(rows: &Rows<'_>) -> Self {
+        let bytes = ROWS * rows.row(0).len();
+        Self {
+            start: rows.row(0).as_ptr().wrapping_add(bytes),
+            per_group: bytes / (rows.cols() / 32),
+        }
+    }
+
+    /// Nothing: another tile of the same rows has asked.
+    pub(super) const fn nothing() -> Self {
+        Self {
+            start: std::ptr::null(),
+            per_group: 0,
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+    fn ask(self, group: usize) {
+        const LINE: usize = 64;
+        let start = self.start.wrapping_add(group * self.per_group);
+        for at in (0..self.per_group).step_by(LINE) {
+            _mm_prefetch::<_MM_HINT_T1>(start.wrapping_add(at).cast());
+        }
+    }
+}
+
 /// The products of up to [`TOKENS`] tokens with the panel's rows.
 #[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
-pub(super) fn product(panel: &Panel, tokens: &[Token<'_>]) -> Products {
+pub(super) fn product(panel: &Panel, tokens: &[Token<'_>], ahead: Ahead) -> Products {
     match panel.format {
-        Format::Q2K => of_shape::<Two>(panel, tokens),
-        Format::Q4K => of_shape::<Four>(panel, tokens),
-        Format::Iq2Xxs => of_shape::<Grid>(panel, tokens),
-        _ => of_shape::<Bytes>(panel, tokens),
+        Format::Q2K => of_shape::<Two>(panel, tokens, ahead),
+        Format::Q4K => of_shape::<Four>(panel, tokens, ahead),
+        Format::Iq2Xxs => of_shape::<Grid>(panel, tokens, ahead),
+        _ => of_shape::<Bytes>(panel, tokens, ahead),
     }
 }
 
 #[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
-fn of_shape<S: Shape>(panel: &Panel, tokens: &[Token<'_>]) -> Products {
+fn of_shape<S: Shape>(panel: &Panel, tokens: &[Token<'_>], ahead: Ahead) -> Products {
     let mut out = [[0.0; ROWS]; TOKENS];
     match tokens.len() {
-        8 => tile::<S, 8>(panel, tokens, &mut out),
-        7 => tile::<S, 7>(panel, tokens, &mut out),
-        6 => tile::<S, 6>(panel, tokens, &mut out),
-        5 => tile::<S, 5>(panel, tokens, &mut out),
-        4 => tile::<S, 4>(panel, tokens, &mut out),
-        3 => tile::<S, 3>(panel, tokens, &mut out),
-        2 => tile::<S, 2>(panel, tokens, &mut out),
-        1 => tile::<S, 1>(panel, tokens, &mut out),
+        8 => tile::<S, 8>(panel, tokens, ahead, &mut out),
+        7 => tile::<S, 7>(panel, tokens, ahead, &mut out),
+        6 => tile::<S, 6>(panel, tokens, ahead, &mut out),
+        5 => tile::<S, 5>(panel, tokens, ahead, &mut out),
+        4 => tile::<S, 4>(panel, tokens, ahead, &mut out),
+        3 => tile::<S, 3>(panel, tokens, ahead, &mut out),
+        2 => tile::<S, 2>(panel, tokens, ahead, &mut out),
+        1 => tile::<S, 1>(panel, tokens, ahead, &mut out),
         count => unreachable!("{count} tokens in a tile of {TOKENS}"),
     }
     out
 }
 
 #[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
-fn tile<S: Shape, const T: usize>(panel: &Panel, tokens: &[Token<'_>], out: &mut Products) {
+fn tile<S: Shape, const T: usize>(panel: &Panel, tokens: &[Token<'_>], ahead: Ahead, out: &mut Products) {
     let groups = panel.blocks * S::GROUPS;
     let tokens: &[Token<'_>; T] = tokens.as_array().expect("as many tokens as the tile is for");
     for token in tokens {
@@ -109,6 +147,7 @@ fn tile<S: Shape, const T: usize>(panel: &Panel, tokens: &[Token<'_>], out: &mut
     for block in 0..panel.blocks {
         let mut dots = [_mm512_setzero_si512(); T];
         for group in block * S::GROUPS..(block + 1) * S::GROUPS {
+            ahead.ask(group);
             // SAFETY: `group` is below `groups`, for which all lengths were asserted above.
             unsafe { add_group::<S, T>(panel, tokens, group, &mut dots) };
         }
