@@ -21,7 +21,7 @@ pub(crate) struct Kernels {
 
 /// Without vector instructions of our own.
 const SCALAR: Kernels = Kernels {
-    product,
+    product: |rows, tokens, put| by_blocks(rows, tokens, Block::dot, put),
     plain: |rows, tokens, put| {
         let widen = |bytes: &[u8], out: &mut [f32]| dequantize_row(Format::F16, bytes, out);
         crate::plain::product(rows, tokens, widen, dot_f32, put);
@@ -42,20 +42,27 @@ impl Kernels {
             Level::Avx512 => crate::avx512::KERNELS,
             #[cfg(target_arch = "x86_64")]
             Level::Avx2 => crate::avx2::KERNELS,
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon => crate::neon::KERNELS,
             _ => SCALAR,
         }
     }
 }
 
-/// Row by row; each block is unpacked once for all tokens.
-fn product(rows: &Rows<'_>, tokens: &[Token<'_>], put: Put<'_>) {
+/// Row by row; each block is unpacked once for all tokens, and `dot` gives its integers.
+pub(crate) fn by_blocks(
+    rows: &Rows<'_>,
+    tokens: &[Token<'_>],
+    dot: impl Fn(&Block, &[i8]) -> (i32, i32),
+    put: Put<'_>,
+) {
     let (format, mut out) = (rows.format(), vec![[0.0; ROWS]; tokens.len()]);
     for row in 0..rows.count() {
         for (at, bytes) in rows.row(row).chunks_exact(format.block_bytes()).enumerate() {
             let block = Block::unpack(format, bytes);
             for (out, token) in out.iter_mut().zip(tokens) {
                 let codes = &token.codes[at * format.block_len()..][..format.block_len()];
-                let (dot, minimums) = block.dot(codes);
+                let (dot, minimums) = dot(&block, codes);
                 out[row] = block.accumulate(out[row], token.scales[at], dot, minimums);
             }
         }

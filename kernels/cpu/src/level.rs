@@ -11,11 +11,13 @@ pub enum Level {
     Avx2,
     /// AVX-512 (F, BW, VL) with VNNI and VBMI: Ice Lake, Zen 4 and later.
     Avx512,
+    /// NEON with the dot-product extension: Graviton 2, Apple M1, Grace and later.
+    Neon,
 }
 
 impl Level {
-    /// Every level, the best last.
-    pub const ALL: [Self; 3] = [Self::Scalar, Self::Avx2, Self::Avx512];
+    /// Every level; the best that a machine has is the last.
+    pub const ALL: [Self; 4] = [Self::Scalar, Self::Avx2, Self::Avx512, Self::Neon];
 
     /// The best that this machine has.
     #[must_use]
@@ -31,6 +33,7 @@ impl Level {
             Self::Scalar => true,
             Self::Avx2 => avx2(),
             Self::Avx512 => avx2() && avx512(),
+            Self::Neon => neon(),
         }
     }
 }
@@ -45,6 +48,16 @@ fn avx2() -> bool {
 fn avx512() -> bool {
     use std::is_x86_feature_detected as has;
     has!("avx512f") && has!("avx512bw") && has!("avx512vl") && has!("avx512vnni") && has!("avx512vbmi")
+}
+
+#[cfg(target_arch = "aarch64")]
+fn neon() -> bool {
+    std::arch::is_aarch64_feature_detected!("dotprod")
+}
+
+#[cfg(not(target_arch = "aarch64"))]
+const fn neon() -> bool {
+    false
 }
 
 #[cfg(not(target_arch = "x86_64"))]
@@ -63,6 +76,7 @@ impl fmt::Display for Level {
             Self::Scalar => "scalar",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
+            Self::Neon => "neon",
         })
     }
 }

@@ -17,8 +17,11 @@ mod kernels;
 mod lanes;
 mod level;
 mod mixture;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod operands;
 mod ops;
+#[cfg(target_arch = "x86_64")]
 mod panel;
 mod placement;
 mod plain;

@@ -45,6 +45,7 @@ impl<'a> Rows<'a> {
     }
 
     /// Blocks per row.
+    #[cfg(target_arch = "x86_64")]
     pub(crate) const fn blocks(&self) -> usize {
         self.cols() / self.format().block_len()
     }
@@ -55,6 +56,7 @@ impl<'a> Rows<'a> {
     }
 
     /// Row `from + i` for every `i < N`, in blocks of `BYTES`.
+    #[cfg(target_arch = "x86_64")]
     pub(crate) fn blocks_of<const N: usize, const BYTES: usize>(
         &self,
         from: usize,
