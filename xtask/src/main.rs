@@ -10,7 +10,8 @@ use clap::{Parser, Subcommand, ValueEnum};
 use xtask::bench::Bench;
 use xtask::cluster::{self, Cluster, Provider};
 use xtask::images::{self, Name};
-use xtask::{demo, journey, processes, steps};
+use xtask::sanitize::{self, Tool};
+use xtask::{demo, formats, journey, oracle, processes, steps};
 
 /// Commands of the DS4 repository.
 #[derive(Parser)]
@@ -37,6 +38,27 @@ enum Xtask {
     /// Measures side by side; every claim of speed or memory comes from here.
     #[command(subcommand)]
     Bench(Bench),
+    /// Compares random blocks of every quantised format with gguf-py.
+    Formats {
+        /// Takes the blocks of this seed [default: the clock].
+        #[arg(long)]
+        seed: Option<u64>,
+    },
+    /// Compares our logits with those of transformers on small random models, in both numerics (downloads torch, several GB).
+    Oracle {
+        /// Also writes the files under tests/oracle/golden anew.
+        #[arg(long)]
+        golden: bool,
+    },
+    /// Runs the tests of the crates with unsafe code under AddressSanitizer, Valgrind and Miri.
+    Sanitize {
+        /// Only these.
+        #[arg(long = "tool", value_name = "TOOL")]
+        tools: Vec<Tool>,
+        /// Fewer and smaller cases, as CI runs them.
+        #[arg(long)]
+        short: bool,
+    },
     /// Takes a user's way through a fresh cluster, and what an operator has to live through, under a load of requests.
     Journey {
         /// All journeys, not only those of `cargo xtask test`.
@@ -155,6 +177,9 @@ fn run(command: Xtask) -> Result<()> {
             Where::Processes => processes::run(),
         },
         Xtask::Bench(bench) => bench.run(),
+        Xtask::Formats { seed } => formats::run(seed),
+        Xtask::Oracle { golden } => oracle::run(golden),
+        Xtask::Sanitize { tools, short } => sanitize::run(&tools, short),
         Xtask::Journey { list: true, .. } => journey::list(),
         Xtask::Journey {
             all, only, cluster, ..

@@ -46,6 +46,24 @@ const STEPS: &[Step] = &[
         rustdoc_flags: "",
     },
     Step {
+        name: "formats",
+        arguments: &["run", "--quiet", "--package", "xtask", "--", "formats"],
+        rustdoc_flags: "",
+    },
+    Step {
+        name: "sanitize",
+        arguments: &[
+            "run",
+            "--quiet",
+            "--package",
+            "xtask",
+            "--",
+            "sanitize",
+            "--short",
+        ],
+        rustdoc_flags: "",
+    },
+    Step {
         name: "journey",
         arguments: &["run", "--quiet", "--package", "xtask", "--", "journey"],
         rustdoc_flags: "",
