@@ -19,7 +19,7 @@ pub(crate) struct Arguments {
 pub(crate) enum Command {
     /// Serve the APIs of OpenAI and Anthropic; with --stages, long prompts are prefilled there.
     #[command(
-        after_help = "Examples:\n  ds4 serve --model flash.gguf\n  ds4 serve --model flash.gguf --layers 22:output --stages node-a:7400,node-b:7400"
+        after_help = "Examples:\n  ds4 serve --model flash.gguf\n  ds4 serve --model flash.gguf --layers 22:output --stages node-a:7400,node-b:7400\n  ds4 serve --model flash.gguf --layers 22:output --stages 'node-a:7400|spare:7400' --tls-dir /etc/ds4/tls"
     )]
     Serve(ServeArguments),
     /// Prefill some layers for an output pod.
@@ -102,7 +102,7 @@ pub(crate) struct TelemetryArguments {
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub(crate) enum PolicyArgument {
-    /// Prompts of at least --min-prompt-tokens.
+    /// Prompts with at least --min-prompt-tokens new tokens, when that was faster lately.
     Adaptive,
     /// All prompts.
     Always,
@@ -133,7 +133,7 @@ pub(crate) struct RouteArguments {
     /// Chunks in flight between two hops.
     #[arg(long, env = "DS4_WINDOW", default_value_t = 4, value_name = "N")]
     pub(crate) window: usize,
-    /// Shortest prompt that is prefilled by the stages.
+    /// Fewest new tokens of a prompt that the adaptive policy sends to the stages.
     #[arg(long, env = "DS4_MIN_PROMPT_TOKENS", default_value_t = 512, value_name = "N")]
     pub(crate) min_prompt_tokens: usize,
     /// Longest silence of the route.
@@ -148,6 +148,26 @@ pub(crate) struct RouteArguments {
     /// Tokens of prompt and answer together [default: what the model says].
     #[arg(long, env = "DS4_MAX_CONTEXT", value_name = "N")]
     pub(crate) max_context: Option<u64>,
+    /// Connections on which the KV of each stage comes, besides the one for activations.
+    #[arg(long, env = "DS4_HANDOFF_STREAMS", default_value_t = 2, value_name = "N")]
+    pub(crate) handoff_streams: u32,
+    /// Most bytes of KV rows in one frame, up to 4MiB.
+    #[arg(long, env = "DS4_FRAME_BYTES", default_value = "1MiB", value_name = "SIZE", value_parser = crate::sizes::bytes)]
+    pub(crate) frame_bytes: u64,
+    /// Bytes of KV kept here for later turns.
+    #[arg(long, env = "DS4_KV_BUDGET", default_value = "4GiB", value_name = "SIZE", value_parser = crate::sizes::bytes)]
+    pub(crate) kv_budget: u64,
+    #[command(flatten)]
+    pub(crate) tls: TlsArguments,
+}
+
+/// Who may connect.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct TlsArguments {
+    /// Folder with tls.crt, tls.key and ca.crt: connections between pods are encrypted and both ends show a certificate of that CA. Read again
+    /// when the files change.
+    #[arg(long, env = "DS4_TLS_DIR", value_name = "DIR")]
+    pub(crate) tls_dir: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -161,8 +181,13 @@ pub(crate) struct ServeArguments {
     /// Layers that this pod computes during prefill over the route.
     #[arg(long, env = "DS4_LAYERS", default_value = "0:output", value_name = "N:output")]
     pub(crate) layers: String,
-    /// The other stages in order.
-    #[arg(long, env = "DS4_STAGES", value_delimiter = ',', value_name = "HOST:PORT,...")]
+    /// The other stages in order; spares of a stage follow it after `|`.
+    #[arg(
+        long,
+        env = "DS4_STAGES",
+        value_delimiter = ',',
+        value_name = "HOST:PORT[|HOST:PORT...],..."
+    )]
     pub(crate) stages: Vec<String>,
     /// Where HTTP is served.
     #[arg(
@@ -175,6 +200,15 @@ pub(crate) struct ServeArguments {
     /// The model id that clients send [default: the file's name].
     #[arg(long, env = "DS4_MODEL_NAME", value_name = "NAME")]
     pub(crate) model_name: Option<String>,
+    /// Requests that are computed at once, taking turns.
+    #[arg(long, env = "DS4_SESSIONS", default_value_t = 4, value_name = "N")]
+    pub(crate) sessions: usize,
+    /// Folder where sessions outlive memory and this process; a session saved under one split loads under any other.
+    #[arg(long, env = "DS4_SESSION_DIR", value_name = "DIR")]
+    pub(crate) session_dir: Option<PathBuf>,
+    /// Bytes of sessions in that folder; those of least value go first.
+    #[arg(long, env = "DS4_SESSION_BYTES", default_value = "16GiB", value_name = "SIZE", value_parser = crate::sizes::bytes)]
+    pub(crate) session_bytes: u64,
     /// Requests that may wait.
     #[arg(long, env = "DS4_QUEUE", default_value_t = 32, value_name = "N")]
     pub(crate) queue: usize,
@@ -208,9 +242,23 @@ pub(crate) struct StageArguments {
         value_name = "ADDR"
     )]
     pub(crate) listen: String,
-    /// Sessions at once.
+    /// Sessions that are prefilled at once, taking turns.
     #[arg(long, env = "DS4_SESSIONS", default_value_t = 8, value_name = "N")]
     pub(crate) sessions: usize,
+    /// Bytes of KV of all sessions together; more is refused with a time to try again.
+    #[arg(long, env = "DS4_KV_BUDGET", default_value = "8GiB", value_name = "SIZE", value_parser = crate::sizes::bytes)]
+    pub(crate) kv_budget: u64,
+    /// How long a session is kept for its next turn after the output pod last asked for it.
+    #[arg(long, env = "DS4_LEASE", default_value = "10s", value_name = "TIME", value_parser = crate::sizes::duration)]
+    pub(crate) lease: std::time::Duration,
+    /// How long it may stay after that, while nobody needs its room.
+    #[arg(long, env = "DS4_KV_IDLE", default_value = "5m", value_name = "TIME", value_parser = crate::sizes::duration)]
+    pub(crate) kv_idle: std::time::Duration,
+    /// How long a stage that should end waits for what it has begun and for leases.
+    #[arg(long, env = "DS4_DRAIN_TIMEOUT", default_value = "5m", value_name = "TIME", value_parser = crate::sizes::duration)]
+    pub(crate) drain_timeout: std::time::Duration,
+    #[command(flatten)]
+    pub(crate) tls: TlsArguments,
     /// Tokens in the longest session.
     #[arg(long, env = "DS4_MAX_CONTEXT", default_value_t = 1 << 20, value_name = "N")]
     pub(crate) max_context: u64,
@@ -362,6 +410,8 @@ pub(crate) struct HealthArguments {
     /// Address of a stage's gRPC port.
     #[arg(value_name = "HOST:PORT")]
     pub(crate) address: String,
+    #[command(flatten)]
+    pub(crate) tls: TlsArguments,
 }
 
 #[derive(Debug, Args)]

@@ -73,6 +73,21 @@ impl CompleteKv {
         )))
     }
 
+    /// Takes the session apart into shards of these layers; [`CompleteKv::assemble`] puts them together again. Layers in no span are lost.
+    #[must_use]
+    pub fn split(self, spans: &[LayerSpan]) -> Vec<Kv> {
+        let (layout, frontier, hash) = (self.0.layout().clone(), self.0.frontier(), self.0.hash());
+        let mut rows = self.0.into_rows();
+        let mut shard = |span: LayerSpan| {
+            let (own, others) = std::mem::take(&mut rows)
+                .into_iter()
+                .partition(|((layer, _), _)| (span.first..=span.last).contains(layer));
+            rows = others;
+            Kv::from_rows(layout.clone(), span, frontier, hash, own)
+        };
+        spans.iter().map(|span| shard(*span)).collect()
+    }
+
     /// The rows.
     #[must_use]
     pub const fn kv(&self) -> &Kv {

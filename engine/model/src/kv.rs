@@ -40,7 +40,8 @@ impl Rows {
         self.row_bytes
     }
 
-    fn live(&self) -> &[u8] {
+    /// The bytes of all rows.
+    pub(crate) fn live(&self) -> &[u8] {
         &self.bytes[self.forgotten..]
     }
 
@@ -69,6 +70,15 @@ impl Rows {
         }
         self.bytes.resize(end + added, 0);
         &mut self.bytes[end..]
+    }
+
+    /// Forgets rows from `end` on.
+    pub(crate) fn truncate(&mut self, end: u64) {
+        let range = self.range();
+        let keep = end.clamp(range.start, range.end) - range.start;
+        #[allow(clippy::cast_possible_truncation)] // within the vector
+        self.bytes
+            .truncate(self.forgotten + keep as usize * self.row_bytes);
     }
 
     /// Forgets rows before `first`. Their bytes are moved over when they are as many as those that stay, so that a row is moved once on
@@ -215,6 +225,21 @@ impl Kv {
             rows,
             on_device: OnDevice::default(),
         }
+    }
+
+    pub(crate) const fn all_rows(&self) -> &BTreeMap<(usize, KvKind), Rows> {
+        &self.rows
+    }
+
+    pub(crate) const fn all_rows_mut(&mut self) -> &mut BTreeMap<(usize, KvKind), Rows> {
+        &mut self.rows
+    }
+
+    /// Takes note of rows that came, or went, by another way than computing; a device's copy of them is out of date.
+    pub(crate) fn stand_at(&mut self, frontier: u64, hash: TokenHash) {
+        self.frontier = frontier;
+        self.hash = hash;
+        self.on_device = OnDevice::default();
     }
 
     pub(crate) fn into_rows(self) -> BTreeMap<(usize, KvKind), Rows> {

@@ -159,6 +159,16 @@ impl KvLayout {
         }
     }
 
+    /// The rows that a session of `frontier` tokens holds and the same session at `held` tokens did not.
+    #[must_use]
+    pub fn missing_rows(&self, layer: usize, kind: KvKind, held: u64, frontier: u64) -> Range<u64> {
+        let (have, want) = (
+            self.expected_rows(layer, kind, held),
+            self.expected_rows(layer, kind, frontier),
+        );
+        want.start.max(have.end).min(want.end)..want.end
+    }
+
     /// Bytes of all rows of some layers at `frontier` tokens.
     #[must_use]
     pub fn bytes(&self, layers: impl Iterator<Item = usize>, frontier: u64) -> u64 {

@@ -5,6 +5,7 @@
 
 mod attend;
 mod attention;
+mod checkpoint;
 pub mod choice;
 mod complete;
 mod compress;
@@ -33,6 +34,7 @@ pub mod tensor {
     pub use crate::matrix::vector;
 }
 
+pub use checkpoint::Checkpoint;
 pub use complete::CompleteKv;
 pub use error::{KvError, ModelError};
 pub use graph::{Graph, ropes};

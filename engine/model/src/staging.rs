@@ -13,6 +13,7 @@ pub struct KvStaging {
     layout: KvLayout,
     span: LayerSpan,
     max_tokens: u64,
+    held: u64,
     rows: BTreeMap<(usize, KvKind), Rows>,
 }
 
@@ -20,11 +21,18 @@ impl KvStaging {
     /// An empty area for the layers of `span`; a session of more than `max_tokens` is refused.
     #[must_use]
     pub fn new(layout: &KvLayout, span: LayerSpan, max_tokens: u64) -> Self {
+        Self::onto(layout, span, max_tokens, 0)
+    }
+
+    /// As [`KvStaging::new`], for the rows that a session of `held` tokens lacks.
+    #[must_use]
+    pub fn onto(layout: &KvLayout, span: LayerSpan, max_tokens: u64, held: u64) -> Self {
         let rows = Kv::new(layout, span).into_rows();
         Self {
             layout: layout.clone(),
             span,
             max_tokens,
+            held,
             rows,
         }
     }
@@ -51,11 +59,16 @@ impl KvStaging {
         }
         let present = rows.range();
         let started = !present.is_empty() || kind.append_only();
-        if started && first != present.end {
+        let next = if present.is_empty() {
+            self.layout.expected_rows(layer, kind, self.held).end
+        } else {
+            present.end
+        };
+        if started && first != next {
             return Err(KvError::Order {
                 layer,
                 kind,
-                expected: present.end,
+                expected: next,
                 found: first,
             });
         }
@@ -79,14 +92,47 @@ impl KvStaging {
     ///
     /// # Errors
     /// When the rows of any layer and kind are not exactly those that the frontier implies.
-    pub fn commit(mut self, frontier: u64, hash: TokenHash) -> Result<Kv, KvError> {
-        for ((layer, kind), rows) in &mut self.rows {
-            let (layer, kind) = (*layer, *kind);
-            let (expected, found) = (self.layout.expected_rows(layer, kind, frontier), rows.range());
-            if expected.is_empty() && found.is_empty() {
+    pub fn commit(self, frontier: u64, hash: TokenHash) -> Result<Kv, KvError> {
+        let mut kv = Kv::new(&self.layout, self.span);
+        self.commit_onto(&mut kv, frontier, hash)?;
+        Ok(kv)
+    }
+
+    /// Extends `base` by the rows, all at once; after an error it is as it was.
+    ///
+    /// # Errors
+    /// When `base` is not what the rows continue, or they are not exactly those that lie between its frontier and `frontier`.
+    pub fn commit_onto(self, base: &mut Kv, frontier: u64, hash: TokenHash) -> Result<(), KvError> {
+        self.check(base, frontier)?;
+        for ((layer, kind), rows) in self.rows {
+            let expected = self.layout.expected_rows(layer, kind, frontier);
+            if let Some(all) = base.all_rows_mut().get_mut(&(layer, kind)) {
+                if expected.start >= all.range().end {
+                    all.trim(u64::MAX);
+                }
                 // Where no row is held, the range still says which one comes next.
-                rows.append(expected.start, &[]);
-            } else if expected != found {
+                all.append(expected.start.max(rows.range().start), rows.live());
+                all.trim(expected.start);
+            }
+        }
+        base.stand_at(frontier, hash);
+        Ok(())
+    }
+
+    fn check(&self, base: &Kv, frontier: u64) -> Result<(), KvError> {
+        if base.frontier() != self.held || base.span() != self.span {
+            return Err(KvError::Mismatch {
+                field: "frontier",
+                expected: format!("{} of layers {}", self.held, self.span),
+                found: base.frontier().to_string(),
+                span: base.span(),
+            });
+        }
+        for ((layer, kind), rows) in &self.rows {
+            let (layer, kind) = (*layer, *kind);
+            let expected = self.layout.missing_rows(layer, kind, self.held, frontier);
+            let found = rows.range();
+            if expected != found && !(expected.is_empty() && found.is_empty()) {
                 return Err(KvError::Rows {
                     layer,
                     kind,
@@ -96,6 +142,6 @@ impl KvStaging {
                 });
             }
         }
-        Ok(Kv::from_rows(self.layout, self.span, frontier, hash, self.rows))
+        Ok(())
     }
 }

@@ -13,22 +13,29 @@ pub(crate) struct Chunk {
 }
 
 impl Chunk {
-    /// Splits a prompt.
-    pub(crate) fn split(prompt: &[u32], chunk_tokens: usize) -> Vec<Self> {
-        let mut hash = TokenHash::default();
-        let count = prompt.len().div_ceil(chunk_tokens);
-        let chunk = |(i, tokens): (usize, &[u32])| {
-            let hash_before = hash;
-            hash.extend(tokens);
-            Self {
-                start: (i * chunk_tokens) as u64,
+    /// Splits a prompt from `from` on. No chunk crosses `held`, from where on the output pod lacks the rows.
+    pub(crate) fn split(prompt: &[u32], from: usize, held: usize, chunk_tokens: usize) -> Vec<Self> {
+        let edge = held.clamp(from, prompt.len());
+        let mut hash = TokenHash::of(&prompt[..from]);
+        let mut start = from as u64;
+        let chunk = |tokens: &[u32]| {
+            let chunk = Self {
+                start,
                 tokens: tokens.to_vec(),
-                hash_before,
-                last: i + 1 == count,
+                hash_before: hash,
+                last: start + tokens.len() as u64 == prompt.len() as u64,
                 hidden: None,
-            }
+            };
+            hash.extend(tokens);
+            start += tokens.len() as u64;
+            chunk
         };
-        prompt.chunks(chunk_tokens).enumerate().map(chunk).collect()
+        let parts = [&prompt[from..edge], &prompt[edge..]];
+        parts
+            .into_iter()
+            .flat_map(|part| part.chunks(chunk_tokens))
+            .map(chunk)
+            .collect()
     }
 
     /// Whether the chunk continues `kv`; otherwise the field that differs, what was expected and what was found.
@@ -61,7 +68,7 @@ mod tests {
     #[test]
     fn a_prompt_splits_into_chunks_that_know_what_came_before() {
         let prompt: Vec<u32> = (0..10).collect();
-        let chunks = Chunk::split(&prompt, 4);
+        let chunks = Chunk::split(&prompt, 0, 0, 4);
         assert_eq!(
             chunks
                 .iter()
@@ -70,6 +77,13 @@ mod tests {
             [(0, 4, false), (4, 4, false), (8, 2, true)]
         );
         assert_eq!(chunks[2].hash_before, TokenHash::of(&prompt[..8]));
-        assert_eq!(Chunk::split(&prompt, 10).len(), 1);
+        assert_eq!(Chunk::split(&prompt, 0, 0, 10).len(), 1);
+        let resumed = Chunk::split(&prompt, 3, 5, 4);
+        let places: Vec<_> = resumed
+            .iter()
+            .map(|chunk| (chunk.start, chunk.tokens.len(), chunk.last))
+            .collect();
+        assert_eq!(places, [(3, 2, false), (5, 4, false), (9, 1, true)]);
+        assert_eq!(resumed[1].hash_before, TokenHash::of(&prompt[..5]));
     }
 }

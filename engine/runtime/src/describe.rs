@@ -42,6 +42,7 @@ impl Identity {
             max_tokens,
             capabilities: Vec::new(),
             weight_bytes: info.weight_bytes,
+            draining: false,
         })
     }
 

@@ -42,6 +42,16 @@ pub enum RouteError {
         /// What comes instead.
         found: String,
     },
+    /// A stage has no room for one more session.
+    #[error("stage {endpoint}: {reason}")]
+    Full {
+        /// Which stage.
+        endpoint: String,
+        /// Of what there is too little.
+        reason: String,
+        /// When it may go better.
+        retry_after: Duration,
+    },
     /// A stage refused or broke off.
     #[error("stage {endpoint}: {reason}")]
     Refused {
@@ -92,6 +102,22 @@ pub enum RouteError {
 }
 
 impl RouteError {
+    /// The stage that it is about, when it is about one.
+    #[must_use]
+    pub fn endpoint(&self) -> Option<&str> {
+        match self {
+            Self::Unreachable { endpoint, .. }
+            | Self::Restarted { endpoint, .. }
+            | Self::Incompatible { endpoint, .. }
+            | Self::Full { endpoint, .. }
+            | Self::Refused { endpoint, .. }
+            | Self::Silent { endpoint, .. }
+            | Self::Frame { endpoint, .. }
+            | Self::Kv { endpoint, .. } => Some(endpoint),
+            Self::Layers { .. } | Self::Model(_) | Self::Assemble(_) | Self::Cancelled => None,
+        }
+    }
+
     /// A fixed word for metrics.
     #[must_use]
     pub const fn label(&self) -> &'static str {
@@ -100,6 +126,7 @@ impl RouteError {
             Self::Restarted { .. } => "restarted",
             Self::Incompatible { .. } => "incompatible",
             Self::Layers { .. } => "layers",
+            Self::Full { .. } => "full",
             Self::Refused { .. } => "refused",
             Self::Silent { .. } => "timeout",
             Self::Frame { .. } => "frame",

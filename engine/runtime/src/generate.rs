@@ -34,6 +34,8 @@ pub enum Decision {
     Disaggregated {
         /// Prefill stages.
         stages: u32,
+        /// What went wrong before it went well, on another route or with a stage that had restarted.
+        retried: Option<String>,
     },
     /// By this process, as the policy says.
     Local {
@@ -62,7 +64,11 @@ impl Decision {
 impl fmt::Display for Decision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Disaggregated { .. } => f.write_str(self.label()),
+            Self::Disaggregated { retried: None, .. } => f.write_str(self.label()),
+            Self::Disaggregated {
+                retried: Some(reason),
+                ..
+            } => write!(f, "{}; retried={reason}", self.label()),
             Self::Local { reason } | Self::Recomputed { reason } => {
                 write!(f, "{}; reason={reason}", self.label())
             }

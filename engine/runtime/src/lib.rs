@@ -3,17 +3,24 @@
 //! A stage ([`StageServer`]) serves one [`ds4_model::ModelSlice`]. The output pod's [`Engine`] drives a [`Route`] of stages and decodes alone.
 
 mod chunk;
+mod compute;
 mod describe;
 mod engine;
 mod error;
 mod frames;
 mod generate;
+mod net;
 mod route;
+mod shards;
 mod stage;
+mod store;
 
 pub use describe::{Identity, Incompatible};
+pub use engine::{Adaptive, Choice, Demand, Reason, Way};
 pub use engine::{Engine, EngineOptions, EngineStatus, LogitsReport, OnFailure, Policy};
 pub use error::{EngineError, RouteError};
 pub use generate::{Decision, Event, FinishReason, Finished, Generate, Generation, Timings};
+pub use net::{Dialer, Tls, TlsError};
 pub use route::{HandoffReport, Route, RouteOptions, RouteState};
 pub use stage::{StageOptions, StageServer};
+pub use store::{SessionFileError, SessionStore};

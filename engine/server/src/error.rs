@@ -2,7 +2,7 @@
 
 use axum::Json;
 use axum::response::{IntoResponse, Response};
-use ds4_runtime::EngineError;
+use ds4_runtime::{EngineError, RouteError};
 use http::{HeaderValue, StatusCode, header};
 use serde_json::{Value, json};
 
@@ -180,6 +180,10 @@ impl From<&EngineError> for ApiError {
             EngineError::EmptyPrompt => Self::invalid("messages", message),
             EngineError::Busy { retry_after, .. } => Self::rate_limited(message, retry_after.as_secs()),
             EngineError::ShuttingDown => Self::new(StatusCode::SERVICE_UNAVAILABLE, message),
+            EngineError::Route(RouteError::Full { retry_after, .. }) => Self {
+                retry_after: Some(retry_after.as_secs().max(1)),
+                ..Self::new(StatusCode::SERVICE_UNAVAILABLE, message).coded("disaggregation_full")
+            },
             EngineError::Route(_) => {
                 Self::new(StatusCode::BAD_GATEWAY, message).coded("disaggregation_failed")
             }

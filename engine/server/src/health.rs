@@ -106,6 +106,7 @@ mod tests {
             route: route.clone(),
             route_was_complete: was,
             requests: 0,
+            cached_sessions: 0,
             shutting_down: false,
         };
         let code =

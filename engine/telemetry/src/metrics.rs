@@ -48,6 +48,58 @@ pub struct Metrics {
     pub sessions: Gauge,
     /// Answers with tool calls, by how well they could be read.
     pub tool_calls: Family<ReasonLabel, Counter>,
+    /// Sessions kept for later turns.
+    pub cached_sessions: Gauge,
+    /// KV bytes kept for later turns.
+    pub cached_bytes: Gauge,
+    /// Sessions that could not be written to disk or read from it.
+    pub store_failures: Family<ReasonLabel, Counter>,
+    /// What a prefill stage holds.
+    pub stage: StageMetrics,
+}
+
+/// What a prefill stage holds.
+#[derive(Clone, Debug, Default)]
+pub struct StageMetrics {
+    /// Sessions that chunks flow through.
+    pub working: Gauge,
+    /// Sessions kept under a lease.
+    pub leased: Gauge,
+    /// Sessions whose lease has lapsed, still there.
+    pub idle: Gauge,
+    /// KV bytes held or set aside.
+    pub kv_bytes: Gauge,
+}
+
+impl StageMetrics {
+    fn register(registry: &mut Registry) -> Self {
+        let metrics = Self::default();
+        for (name, help, gauge) in [
+            (
+                "ds4_stage_sessions_working",
+                "Sessions that chunks flow through",
+                &metrics.working,
+            ),
+            (
+                "ds4_stage_sessions_leased",
+                "Sessions kept under a lease",
+                &metrics.leased,
+            ),
+            (
+                "ds4_stage_sessions_idle",
+                "Sessions whose lease has lapsed",
+                &metrics.idle,
+            ),
+            (
+                "ds4_stage_kv_bytes",
+                "KV bytes held or set aside",
+                &metrics.kv_bytes,
+            ),
+        ] {
+            registry.register(name, help, Gauge::clone(gauge));
+        }
+        metrics
+    }
 }
 
 /// Powers of two from a millisecond to about a minute.
@@ -110,7 +162,30 @@ impl Metrics {
             "Answers with tool calls, by how well they could be read",
             Family::clone(&tool_calls),
         );
+        let cached_sessions = Gauge::default();
+        registry.register(
+            "ds4_cached_sessions",
+            "Sessions kept for later turns",
+            Gauge::clone(&cached_sessions),
+        );
+        let cached_bytes = Gauge::default();
+        registry.register(
+            "ds4_cached_kv_bytes",
+            "KV bytes kept for later turns",
+            Gauge::clone(&cached_bytes),
+        );
+        let store_failures = Family::default();
+        registry.register(
+            "ds4_session_store_failures",
+            "Sessions that could not be written or read",
+            Family::clone(&store_failures),
+        );
+        let stage = StageMetrics::register(&mut registry);
         Self {
+            cached_sessions,
+            cached_bytes,
+            store_failures,
+            stage,
             registry,
             requests,
             handoff_seconds,

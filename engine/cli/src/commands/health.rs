@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use tonic::transport::Endpoint;
+use ds4_runtime::Dialer;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
@@ -15,22 +15,17 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 
 pub(crate) async fn run(arguments: HealthArguments) -> Result<()> {
     let named = || arguments.address.clone();
-    let endpoint = Endpoint::from_shared(format!("http://{}", arguments.address)).with_context(named)?;
-    let channel = endpoint
-        .connect_timeout(TIMEOUT)
-        .timeout(TIMEOUT)
-        .connect()
-        .await
+    let tls = super::certificates(&arguments.tls)?;
+    let channel = Dialer::new(tls)
+        .channel(&arguments.address, TIMEOUT)
         .with_context(named)?;
     let request = HealthCheckRequest {
         service: String::new(),
     };
-    let status = HealthClient::new(channel)
-        .check(request)
-        .await
-        .with_context(named)?
-        .into_inner()
-        .status();
+    let mut client = HealthClient::new(channel);
+    let answer = tokio::time::timeout(TIMEOUT, client.check(request)).await;
+    let answer = answer.with_context(|| format!("{}: nothing came within {TIMEOUT:?}", arguments.address))?;
+    let status = answer.with_context(named)?.into_inner().status();
     ensure!(
         status == ServingStatus::Serving,
         "{}: expected it to serve, found {status:?}",

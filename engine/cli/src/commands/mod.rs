@@ -11,12 +11,13 @@ pub(crate) mod stage;
 pub(crate) mod synth;
 
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use clap::CommandFactory;
-use ds4_runtime::{EngineOptions, OnFailure, Policy};
+use ds4_runtime::{EngineOptions, OnFailure, Policy, Tls};
 
-use crate::args::{Arguments, OnFailureArgument, PolicyArgument, RouteArguments};
+use crate::args::{Arguments, OnFailureArgument, PolicyArgument, RouteArguments, TlsArguments};
 
 /// Prints a completion script.
 pub(crate) fn completion(shell: clap_complete::Shell) {
@@ -43,13 +44,31 @@ fn read_tokens(path: &Path, vocabulary: usize) -> Result<Vec<u32>> {
     Ok(tokens)
 }
 
+/// The certificates in the folder of the flag, watched for changes.
+fn certificates(arguments: &TlsArguments) -> Result<Option<Arc<Tls>>> {
+    let Some(folder) = &arguments.tls_dir else {
+        return Ok(None);
+    };
+    let tls = Tls::open(folder).context("--tls-dir")?;
+    tls.watch();
+    Ok(Some(tls))
+}
+
 /// The engine's options as the flags say.
 fn options(route: &RouteArguments, context: usize, eos: Vec<u32>) -> Result<EngineOptions> {
     ensure!(
         route.prefill_chunk > 0,
         "--prefill-chunk: expected at least 1, found 0"
     );
+    ensure!(
+        route.handoff_streams > 0,
+        "--handoff-streams: expected at least 1, found 0"
+    );
     Ok(EngineOptions {
+        streams: route.handoff_streams,
+        frame_bytes: usize::try_from(route.frame_bytes).unwrap_or(usize::MAX),
+        kv_budget: route.kv_budget,
+        tls: certificates(&route.tls)?,
         prefill_chunk: route.prefill_chunk,
         window: route.window,
         min_prompt_tokens: route.min_prompt_tokens,

@@ -65,6 +65,7 @@ pub(crate) async fn run(arguments: RunArguments) -> Result<()> {
     engine.route_complete(arguments.route.handoff_timeout).await?;
     let prompt_tokens = prompt.len();
     let outcome = generate(&engine, &tokenizer, prompt, &arguments).await?;
+    engine.shutdown().await;
     if let Some(path) = &arguments.tokens_out {
         std::fs::write(path, serde_json::to_vec(&outcome.tokens)?)
             .with_context(|| path.display().to_string())?;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use ds4_gguf::LayerSpan;
-use ds4_runtime::{Engine, EngineOptions};
+use ds4_runtime::{Engine, EngineOptions, SessionStore};
 use ds4_server::{App, AppOptions, Limits, Loaded, read_keys};
 use ds4_tokenizer::{Special, Tokenizer};
 use tokio::net::TcpListener;
@@ -80,6 +80,12 @@ fn prepare(model: &Model, own: LayerSpan, arguments: &ServeArguments, app: &App)
     let eos = tokenizer.special(Special::Eos).into_iter().collect();
     let mut engine_options = options(&arguments.route, model.config.context_length, eos)?;
     engine_options.queue = arguments.queue;
+    engine_options.sessions = arguments.sessions;
+    if let Some(folder) = &arguments.session_dir {
+        let store = SessionStore::open(folder, arguments.session_bytes, slice.info());
+        let named = || format!("--session-dir {}", folder.display());
+        engine_options.store = Some(Arc::new(store.with_context(named)?));
+    }
     let stages = if own.first == 0 {
         Vec::new()
     } else {

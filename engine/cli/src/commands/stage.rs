@@ -26,9 +26,21 @@ pub(crate) async fn run(arguments: StageArguments) -> Result<()> {
     let slice = load::load(&model, span, arguments.max_context, &arguments.compute, &|_| {})?;
     println!("{LISTENING}{}", listener.local_addr()?);
     std::io::stdout().flush()?;
+    let tls = super::certificates(&arguments.tls)?;
+    // On its own address nobody else can listen in.
+    if tls.is_none() && !listener.local_addr()?.ip().is_loopback() {
+        tracing::warn!(
+            "no --tls-dir: prompts and KV travel in the clear, and everyone who reaches this port may use it"
+        );
+    }
     let options = StageOptions {
         sessions: arguments.sessions,
         max_tokens: arguments.max_context,
+        kv_budget: arguments.kv_budget,
+        lease: arguments.lease,
+        idle: arguments.kv_idle,
+        drain_timeout: arguments.drain_timeout,
+        tls,
     };
     StageServer::new(slice, options)
         .serve(listener, stop(arguments.until_stdin_closes))

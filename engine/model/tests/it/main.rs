@@ -6,6 +6,7 @@ mod exactness;
 mod golden;
 mod plan;
 mod refusals;
+mod resume;
 mod shapes;
 mod staging;
 mod support;

@@ -1,27 +1,39 @@
 //! The output pod: admits, decides, prefills, decodes.
 
 mod decode;
+mod held;
+mod lease;
 mod options;
+mod persist;
+mod policy;
 mod prompt;
+mod turn;
 mod watch;
 
+pub use self::policy::{Adaptive, Choice, Demand, Reason, Way};
 pub use options::{EngineOptions, EngineStatus, LogitsReport, OnFailure, Policy};
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use ds4_gguf::LayerSpan;
 use ds4_model::ModelSlice;
 use ds4_telemetry::metrics::{DecisionLabel, Metrics};
 use ds4_telemetry::names;
-use tokio::sync::{Semaphore, mpsc, watch as channel};
+use tokio::sync::{Notify, Semaphore, mpsc, watch as channel};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, Span};
 
+use self::held::{Cache, Held};
+use self::lease::Leases;
+use self::prompt::Prompted;
+use self::turn::Turn;
+use crate::compute::Compute;
 use crate::generate::{Event, Generate, Generation, Timings};
-use crate::route::{Prefilled, Route, RouteState};
+use crate::net::Dialer;
+use crate::route::{HandoffReport, Pool, Route, RouteState};
 use crate::{EngineError, RouteError};
 
 /// Events that may wait for a slow client before decode waits too.
@@ -31,29 +43,38 @@ const EVENTS: usize = 64;
 pub struct Engine {
     slice: Arc<dyn ModelSlice>,
     own: LayerSpan,
-    stages: Vec<String>,
+    /// The stages' addresses in order; each with its spares.
+    places: Vec<Vec<String>>,
     options: EngineOptions,
+    compute: Compute,
+    pool: Pool,
     route: channel::Sender<(RouteState, Option<Route>)>,
-    recheck: tokio::sync::Notify,
+    recheck: Notify,
     was_complete: std::sync::atomic::AtomicBool,
-    turn: Arc<Semaphore>,
+    turns: Arc<Semaphore>,
+    cache: Mutex<Cache>,
+    adaptive: Mutex<Adaptive>,
+    leases: Leases,
     requests: AtomicUsize,
     epoch: AtomicU64,
     stop: CancellationToken,
     tasks: TaskTracker,
+    /// Sessions also come back from the thread that computes.
+    runtime: tokio::runtime::Handle,
 }
 
 impl std::fmt::Debug for Engine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Engine")
             .field("own", &self.own)
-            .field("stages", &self.stages)
+            .field("places", &self.places)
             .finish_non_exhaustive()
     }
 }
 
 impl Engine {
-    /// An engine over all layers (`slice`), which computes `own` itself when prompts go over `stages`. Needs a Tokio runtime.
+    /// An engine over all layers (`slice`), which computes `own` itself when prompts go over `stages`. Each stage is an address, or several
+    /// between `|`: the first is used, the others are its spares. Needs a Tokio runtime.
     #[must_use]
     pub fn new(
         slice: Arc<dyn ModelSlice>,
@@ -66,22 +87,32 @@ impl Engine {
         } else {
             RouteState::Connecting
         };
+        let places = stages
+            .iter()
+            .map(|place| place.split('|').map(str::to_owned).collect());
         let engine = Arc::new(Self {
             slice,
             own,
-            stages,
-            options,
+            places: places.collect(),
+            compute: Compute::start(),
+            pool: Pool::new(Dialer::new(options.tls.clone()), options.route()),
             route: channel::Sender::new((state, None)),
-            recheck: tokio::sync::Notify::new(),
+            recheck: Notify::new(),
             was_complete: std::sync::atomic::AtomicBool::new(false),
-            turn: Arc::new(Semaphore::new(1)),
+            turns: Arc::new(Semaphore::new(options.sessions.max(1))),
+            cache: Mutex::new(Cache::new(options.kv_budget)),
+            adaptive: Mutex::new(Adaptive::new(options.min_prompt_tokens as u64)),
+            leases: Leases::default(),
             requests: AtomicUsize::new(0),
             epoch: AtomicU64::new(1),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
+            runtime: tokio::runtime::Handle::current(),
+            options,
         });
-        if !engine.stages.is_empty() {
+        if !engine.places.is_empty() {
             tokio::spawn(watch::watch_route(Arc::downgrade(&engine)));
+            tokio::spawn(lease::renew(Arc::downgrade(&engine)));
         }
         engine
     }
@@ -105,6 +136,7 @@ impl Engine {
             route: self.route.borrow().0.clone(),
             route_was_complete: self.was_complete.load(Ordering::Relaxed),
             requests: self.requests.load(Ordering::Relaxed),
+            cached_sessions: self.cache().len(),
             shutting_down: self.stop.is_cancelled(),
         }
     }
@@ -124,9 +156,15 @@ impl Engine {
             other => format!("{other:?}"),
         };
         Err(RouteError::Unreachable {
-            endpoint: self.stages.join(","),
+            endpoint: self.stages(),
             reason,
         })
+    }
+
+    /// The stages as they were given.
+    fn stages(&self) -> String {
+        let places: Vec<_> = self.places.iter().map(|place| place.join("|")).collect();
+        places.join(",")
     }
 
     /// Starts a request; its events come from the returned value.
@@ -148,11 +186,15 @@ impl Engine {
         Generation::new(receiver)
     }
 
-    /// Refuses new requests and waits for the running ones.
+    /// Refuses new requests, waits for the running ones, and lets go of what the stages hold.
     pub async fn shutdown(&self) {
         self.stop.cancel();
         self.tasks.close();
         self.tasks.wait().await;
+        let held = self.cache().clear();
+        self.show_cache();
+        let held = self.save_all(held).await;
+        self.forget(held).await;
     }
 
     fn admit(&self, request: &Generate) -> Result<Admitted<'_>, EngineError> {
@@ -170,12 +212,12 @@ impl Engine {
         if prompt + wanted > most {
             return Err(EngineError::Context { most, prompt, wanted });
         }
-        let waiting = self.requests.fetch_add(1, Ordering::Relaxed);
+        let others = self.requests.fetch_add(1, Ordering::Relaxed);
         let admitted = Admitted(&self.requests);
         Metrics::global().sessions.inc();
-        if waiting > self.options.queue {
+        if others >= self.options.queue + self.options.sessions.max(1) {
             return Err(EngineError::Busy {
-                waiting,
+                waiting: others,
                 retry_after: Duration::from_secs(1),
             });
         }
@@ -192,7 +234,7 @@ impl Engine {
         let queue = tracing::info_span!("ds4.queue", otel.name = names::QUEUE);
         Metrics::global().queue.inc();
         let turn = tokio::select! {
-            turn = Arc::clone(&self.turn).acquire_owned().instrument(queue) => turn,
+            turn = Arc::clone(&self.turns).acquire_owned().instrument(queue) => turn,
             () = events.closed() => { Metrics::global().queue.dec(); return Ok(()) }
         };
         Metrics::global().queue.dec();
@@ -202,26 +244,72 @@ impl Engine {
             ..Timings::default()
         };
         let prompt = Arc::new(request.prompt.clone());
-        let Some(prefilled) = cancelled(events, self.prompt(&prompt, Some(events.clone()), None)).await
-        else {
+        let Some(prompted) = cancelled(events, self.turn(prompt, events)).await else {
             return Ok(());
         };
-        let (decision, prefilled, elapsed) = prefilled?;
-        timings.prefill = elapsed;
-        timings.handoff_tail = tail(&prefilled);
-        Metrics::global().prompt_tokens.inc_by(prompt.len() as u64);
+        let prompted = prompted?;
+        timings.prefill = prompted.elapsed;
+        timings.handoff_tail = tail(&prompted.handoffs, prompted.computed);
+        let computed = request.prompt.len() as u64 - prompted.cached as u64;
+        Metrics::global().prompt_tokens.inc_by(computed);
+        let label = prompted.decision.label().into();
         Metrics::global()
             .requests
-            .get_or_create(&DecisionLabel {
-                decision: decision.label().into(),
-            })
+            .get_or_create(&DecisionLabel { decision: label })
             .inc();
-        Span::current().record("decision", tracing::field::display(&decision));
-        if events.send(Event::Decided(decision)).await.is_err() {
+        Span::current().record("decision", tracing::field::display(&prompted.decision));
+        if events
+            .send(Event::Decided(prompted.decision.clone()))
+            .await
+            .is_err()
+        {
+            self.put(prompted.held);
             return Ok(());
         }
-        self.decode(request, prefilled, events.clone(), started, timings)
+        self.decode(request, prompted, events.clone(), started, timings)
             .await
+    }
+
+    /// The prompt, from what earlier turns left of it.
+    async fn turn(
+        self: &Arc<Self>,
+        prompt: Arc<Vec<u32>>,
+        events: &mpsc::Sender<Event>,
+    ) -> Result<Prompted, EngineError> {
+        self.recall(&prompt).await;
+        let engine = Arc::clone(self);
+        let turn = self.compute.run(move || Turn::begin(&engine, &prompt)).await;
+        let turn = turn.map_err(|error| EngineError::Internal(error.to_string()))?;
+        let turn = turn.map_err(|error| EngineError::Internal(error.to_string()))?;
+        self.prompt(turn, Some(events.clone()), None).await
+    }
+
+    /// Keeps a session for another turn.
+    fn put(self: &Arc<Self>, held: Held) {
+        if let Some(remote) = &held.remote {
+            self.leases.hold(remote, self.options.stage_hold);
+        }
+        let gone = self.cache().put(held);
+        self.show_cache();
+        if gone.is_empty() {
+            return;
+        }
+        let engine = Arc::clone(self);
+        self.runtime.spawn(async move {
+            let gone = engine.save_all(gone).await;
+            engine.forget(gone).await;
+        });
+    }
+
+    fn show_cache(&self) {
+        let cache = self.cache();
+        let metrics = Metrics::global();
+        metrics
+            .cached_sessions
+            .set(i64::try_from(cache.len()).unwrap_or(i64::MAX));
+        metrics
+            .cached_bytes
+            .set(i64::try_from(cache.bytes()).unwrap_or(i64::MAX));
     }
 }
 
@@ -234,11 +322,9 @@ async fn cancelled<T>(events: &mpsc::Sender<Event>, work: impl Future<Output = T
 }
 
 /// From the last computed chunk to the last KV row.
-fn tail(prefilled: &Prefilled) -> Duration {
-    let last = prefilled.handoffs.iter().map(|handoff| handoff.finished).max();
-    last.map_or(Duration::ZERO, |last| {
-        last.saturating_duration_since(prefilled.computed)
-    })
+fn tail(handoffs: &[HandoffReport], computed: Instant) -> Duration {
+    let last = handoffs.iter().map(|handoff| handoff.finished).max();
+    last.map_or(Duration::ZERO, |last| last.saturating_duration_since(computed))
 }
 
 /// Keeps the count of requests right on every way out.

@@ -1,14 +1,19 @@
 //! How the engine works, and what it says of itself.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use ds4_proto::{FRAME_BYTES, MAX_FRAME_BYTES};
+
 use crate::generate::Decision;
-use crate::route::RouteState;
+use crate::net::Tls;
+use crate::route::{RouteOptions, RouteState};
+use crate::store::SessionStore;
 
 /// When prompts go over the route.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Policy {
-    /// Prompts of at least `min_prompt_tokens`.
+    /// Prompts with at least `min_prompt_tokens` new tokens, when that is faster by what was measured lately.
     #[default]
     Adaptive,
     /// All.
@@ -34,7 +39,7 @@ pub struct EngineOptions {
     pub prefill_chunk: usize,
     /// Chunks in flight between two hops.
     pub window: usize,
-    /// Shortest prompt that goes over the route under [`Policy::Adaptive`].
+    /// Fewest new tokens that go over the route under [`Policy::Adaptive`].
     pub min_prompt_tokens: usize,
     /// Longest silence of the route.
     pub handoff_timeout: Duration,
@@ -48,6 +53,20 @@ pub struct EngineOptions {
     pub policy: Policy,
     /// Tokens that end a turn.
     pub eos: Vec<u32>,
+    /// Requests that are computed at once, taking turns.
+    pub sessions: usize,
+    /// Bytes of KV kept for later turns.
+    pub kv_budget: u64,
+    /// How long after its last turn a session is kept on the stages as well.
+    pub stage_hold: Duration,
+    /// Connections on which a stage's KV comes, besides the one for activations.
+    pub streams: u32,
+    /// Most bytes of rows in one KV frame, up to 4 MiB.
+    pub frame_bytes: usize,
+    /// Certificates of this and the other pods; none: everything is in the clear.
+    pub tls: Option<Arc<Tls>>,
+    /// Where sessions outlive memory and the process.
+    pub store: Option<Arc<SessionStore>>,
 }
 
 impl Default for EngineOptions {
@@ -62,6 +81,26 @@ impl Default for EngineOptions {
             queue: 32,
             policy: Policy::Adaptive,
             eos: Vec::new(),
+            sessions: 4,
+            kv_budget: 4 << 30,
+            stage_hold: Duration::from_secs(60),
+            streams: 2,
+            frame_bytes: FRAME_BYTES,
+            tls: None,
+            store: None,
+        }
+    }
+}
+
+impl EngineOptions {
+    pub(super) fn route(&self) -> RouteOptions {
+        RouteOptions {
+            chunk_tokens: self.prefill_chunk,
+            window: self.window,
+            timeout: self.handoff_timeout,
+            max_tokens: self.max_tokens,
+            streams: self.streams,
+            frame_bytes: self.frame_bytes.clamp(1, MAX_FRAME_BYTES),
         }
     }
 }
@@ -75,6 +114,8 @@ pub struct EngineStatus {
     pub route_was_complete: bool,
     /// Requests waiting or running.
     pub requests: usize,
+    /// Sessions kept for later turns.
+    pub cached_sessions: usize,
     /// No new requests are taken.
     pub shutting_down: bool,
 }

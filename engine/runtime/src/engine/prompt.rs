@@ -1,112 +1,273 @@
 //! The prompt: over the route, or here, and why.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use ds4_model::{CompleteKv, Hidden};
+use ds4_gguf::LayerSpan;
+use ds4_model::{Hidden, KvError};
 use ds4_telemetry::metrics::{Metrics, ReasonLabel};
 use ds4_telemetry::names;
 use tokio::sync::mpsc;
 use tracing::{Instrument, Span};
+use uuid::Uuid;
 
+use super::held::Held;
+use super::policy::{Adaptive, Demand, Way};
+use super::turn::{Loan, Turn};
 use super::{Engine, LogitsReport, OnFailure, Policy};
+use crate::compute::Lost;
 use crate::generate::{Decision, Event};
-use crate::route::{Prefilled, Progress, Route, RouteState};
+use crate::route::{HandoffReport, Prefilled, Progress, Route, RouteState, Work};
 use crate::{EngineError, RouteError};
+
+/// A prompt whose tokens are all computed.
+pub(super) struct Prompted {
+    pub(super) decision: Decision,
+    pub(super) held: Held,
+    /// Streams of the last tokens.
+    pub(super) hidden: Hidden,
+    /// Tokens that earlier turns had computed.
+    pub(super) cached: usize,
+    pub(super) handoffs: Vec<HandoffReport>,
+    pub(super) computed: Instant,
+    pub(super) elapsed: Duration,
+}
+
+impl Prompted {
+    fn new(decision: Decision, loan: Loan, prefilled: Prefilled) -> Self {
+        let Prefilled {
+            kv,
+            hidden,
+            handoffs,
+            computed,
+            remote,
+        } = prefilled;
+        let cached = loan.cached();
+        let held = loan.done(kv, &hidden, remote);
+        Self {
+            decision,
+            held,
+            hidden,
+            cached,
+            handoffs,
+            computed,
+            elapsed: Duration::ZERO,
+        }
+    }
+}
+
+/// Which way the rest of a prompt goes.
+struct Plan {
+    way: Way,
+    reason: String,
+    /// Seconds.
+    predicted: Option<f64>,
+}
+
+impl Plan {
+    fn fixed(way: Way, reason: &str) -> Self {
+        Self {
+            way,
+            reason: reason.to_owned(),
+            predicted: None,
+        }
+    }
+
+    /// The span's own length is what it really took.
+    fn record(&self, span: &Span) {
+        span.record("way", tracing::field::display(self.way));
+        span.record("reason", self.reason.as_str());
+        if let Some(seconds) = self.predicted {
+            span.record("predicted_ms", seconds * 1e3);
+        }
+    }
+}
+
+/// Who wants to hear of the chunks.
+#[derive(Clone, Default)]
+pub(super) struct Listener {
+    events: Option<mpsc::Sender<Event>>,
+    each: Option<Each>,
+}
+
+/// An attempt over the route that failed: with what, on which route, and the session as it was.
+struct Failed {
+    error: RouteError,
+    route: Option<Route>,
+    turn: Turn,
+}
 
 impl Engine {
     /// The prompt's KV and last streams, by the route or locally.
     pub(super) async fn prompt(
         self: &Arc<Self>,
-        prompt: &Arc<Vec<u32>>,
+        turn: Turn,
         events: Option<mpsc::Sender<Event>>,
         each: Option<Each>,
-    ) -> Result<(Decision, Prefilled, Duration), EngineError> {
+    ) -> Result<Prompted, EngineError> {
         let span = tracing::info_span!(
             "ds4.prefill",
             otel.name = names::PREFILL,
-            tokens = prompt.len(),
+            tokens = turn.prompt.len(),
+            cached = turn.cached(),
+            way = tracing::field::Empty,
+            reason = tracing::field::Empty,
+            predicted_ms = tracing::field::Empty,
             decision = tracing::field::Empty
         );
+        let listener = Listener { events, each };
         let work = async {
             let started = Instant::now();
-            let (decision, prefilled) = match self.local_reason(prompt.len()) {
-                Some(reason) => (
-                    Decision::Local { reason },
-                    self.local(prompt, events, each).await?,
-                ),
-                None => self.over_route(prompt, events, each).await?,
-            };
-            Span::current().record("decision", tracing::field::display(&decision));
-            Ok((decision, prefilled, started.elapsed()))
+            let mut prompted = self.computed(turn, listener).await?;
+            Span::current().record("decision", tracing::field::display(&prompted.decision));
+            prompted.elapsed = started.elapsed();
+            Ok(prompted)
         };
         work.instrument(span).await
     }
 
-    /// Why a prompt does not go over the route; `None` when it does.
-    fn local_reason(&self, tokens: usize) -> Option<String> {
-        let Self { options, stages, .. } = self;
-        match options.policy {
-            _ if stages.is_empty() => Some("no stages".into()),
-            Policy::Never => Some("policy is never".into()),
-            Policy::Adaptive if tokens < options.min_prompt_tokens => Some(format!(
-                "{tokens} prompt tokens are fewer than {}",
-                options.min_prompt_tokens
-            )),
-            Policy::Adaptive | Policy::Always => None,
+    async fn computed(self: &Arc<Self>, mut turn: Turn, listener: Listener) -> Result<Prompted, EngineError> {
+        if let Some(hidden) = turn.last.take() {
+            return Ok(known(turn, hidden));
         }
+        let (demand, plan) = self.plan(&turn);
+        plan.record(&Span::current());
+        let started = Instant::now();
+        let prompted = match plan.way {
+            Way::Local => {
+                let loan = turn.lend(self, &[self.full()]);
+                let prefilled = self.local(&loan, listener).await?;
+                Prompted::new(Decision::Local { reason: plan.reason }, loan, prefilled)
+            }
+            Way::Route => self.over_route(turn, listener).await?,
+        };
+        let way = match &prompted.decision {
+            Decision::Disaggregated { retried: None, .. } => Way::Route,
+            Decision::Local { .. } => Way::Local,
+            // What failed says nothing of what works.
+            Decision::Disaggregated { .. } | Decision::Recomputed { .. } => return Ok(prompted),
+        };
+        self.adaptive()
+            .measured(way, demand, started.elapsed().as_secs_f64());
+        Ok(prompted)
     }
 
-    async fn over_route(
-        self: &Arc<Self>,
-        prompt: &Arc<Vec<u32>>,
-        events: Option<mpsc::Sender<Event>>,
-        each: Option<Each>,
-    ) -> Result<(Decision, Prefilled), EngineError> {
-        let (route, error) = match self.remote(prompt, &events, &each).await {
-            Ok(prefilled) => {
-                #[allow(clippy::cast_possible_truncation)] // at most a few
-                let stages = self.stages.len() as u32;
-                return Ok((Decision::Disaggregated { stages }, prefilled));
+    fn full(&self) -> LayerSpan {
+        LayerSpan::full(self.slice.info().config.n_layer)
+    }
+
+    fn adaptive(&self) -> MutexGuard<'_, Adaptive> {
+        self.adaptive.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Which way the rest of a prompt goes, and why.
+    fn plan(&self, turn: &Turn) -> (Demand, Plan) {
+        let tokens = (turn.prompt.len() - turn.cached()) as u64;
+        let stands = turn.held.remote.as_ref().map_or(0, |remote| remote.frontier);
+        let known = turn.held.tokens.len() as u64 >= stands;
+        let demand = Demand {
+            tokens,
+            replay: turn.prompt.len() as u64 - if known { stands } else { 0 },
+        };
+        let plan = match self.options.policy {
+            _ if self.places.is_empty() => Plan::fixed(Way::Local, "no stages"),
+            Policy::Never => Plan::fixed(Way::Local, "policy is never"),
+            Policy::Always => Plan::fixed(Way::Route, "policy is always"),
+            Policy::Adaptive => {
+                let choice = self.adaptive().choose(demand);
+                Plan {
+                    way: choice.way,
+                    reason: choice.to_string(),
+                    predicted: choice.predicted(),
+                }
             }
-            Err((_, RouteError::Cancelled)) => return Err(RouteError::Cancelled.into()),
+        };
+        (demand, plan)
+    }
+
+    async fn over_route(self: &Arc<Self>, turn: Turn, listener: Listener) -> Result<Prompted, EngineError> {
+        let Failed { error, route, turn } = match self.remote(turn, &listener).await? {
+            Ok(prompted) => return Ok(prompted),
             Err(failed) => failed,
         };
+        if matches!(error, RouteError::Cancelled) {
+            return Err(error.into());
+        }
         self.recheck.notify_one();
-        if self.options.on_failure == OnFailure::Fail || each.is_some() {
+        if self.options.on_failure == OnFailure::Fail || listener.each.is_some() {
+            self.put(turn.held);
             return Err(failed(route, error).await.into());
         }
+        let loan = turn.lend(self, &[self.full()]);
         // Finding the cause may take as long as a probe; the client need not wait for it.
-        let (prefilled, error) = tokio::join!(self.local(prompt, events, each), failed(route, error));
+        let (prefilled, error) = tokio::join!(self.local(&loan, listener), failed(route, error));
         let reason = error.to_string();
-        Ok((Decision::Recomputed { reason }, prefilled?))
+        Ok(Prompted::new(Decision::Recomputed { reason }, loan, prefilled?))
     }
 
-    /// Prefills over the route; a failure comes with the route it failed on. A stage that restarted is asked again at once.
+    /// Prefills over the route, and once more over every spare. A stage that restarted is asked again at once.
     async fn remote(
-        &self,
-        prompt: &Arc<Vec<u32>>,
-        events: &Option<mpsc::Sender<Event>>,
-        each: &Option<Each>,
-    ) -> Result<Prefilled, (Option<Route>, RouteError)> {
-        let route = self.known_route().map_err(|error| (None, error))?;
-        match self.attempt(&route, prompt, events, each).await {
-            // Nothing was computed yet: the stage refused to open the session.
-            Err(error @ RouteError::Restarted { .. }) => {
-                tracing::info!(%error, "asking the stages again");
-                let route = self.connect().await.map_err(|error| (None, error))?;
-                let again = self.attempt(&route, prompt, events, each).await;
-                again.map_err(|error| (Some(route), error))
+        self: &Arc<Self>,
+        turn: Turn,
+        listener: &Listener,
+    ) -> Result<Result<Prompted, Failed>, EngineError> {
+        let mut route = match self.known_route() {
+            Ok(route) => route,
+            Err(error) => {
+                return Ok(Err(Failed {
+                    error,
+                    route: None,
+                    turn,
+                }));
             }
-            result => result.map_err(|error| (Some(route), error)),
+        };
+        let (mut turn, mut avoid, mut retried) = (turn, Vec::new(), None);
+        loop {
+            let mut failed = match self.attempt(route, turn, listener, retried.clone()).await? {
+                Ok(prompted) => return Ok(Ok(prompted)),
+                Err(failed) => failed,
+            };
+            match self.detour(&mut failed, &mut avoid).await {
+                Some(next) => {
+                    tracing::info!(error = %failed.error, "trying again");
+                    retried = Some(failed.error.to_string());
+                    (route, turn) = (next, failed.turn);
+                }
+                None => return Ok(Err(failed)),
+            }
         }
+    }
+
+    /// Another route after a failure; `None` when there is none.
+    async fn detour(&self, failed: &mut Failed, avoid: &mut Vec<String>) -> Option<Route> {
+        let route = failed.route.as_ref()?;
+        let restarted = matches!(failed.error, RouteError::Restarted { .. });
+        let spares = self.places.iter().any(|place| place.len() > 1);
+        if !restarted && !spares {
+            return None;
+        }
+        let error = std::mem::replace(&mut failed.error, RouteError::Cancelled);
+        failed.error = route.cause(error).await;
+        let culprit = failed.error.endpoint()?.to_owned();
+        // Nothing was computed yet when a stage refused to open the session as the process it was: the same place may serve, once.
+        let again = restarted && !avoid.contains(&culprit);
+        if avoid.contains(&culprit) || avoid.len() > self.places.iter().map(Vec::len).sum() {
+            return None;
+        }
+        avoid.push(culprit.clone());
+        let shunned: Vec<String> = avoid
+            .iter()
+            .filter(|endpoint| !(again && **endpoint == culprit))
+            .cloned()
+            .collect();
+        self.connect(&shunned).await.ok()
     }
 
     fn known_route(&self) -> Result<Route, RouteError> {
         let (state, route) = self.route.borrow().clone();
         route.ok_or_else(|| RouteError::Unreachable {
-            endpoint: self.stages.join(","),
+            endpoint: self.stages(),
             reason: match state {
                 RouteState::Incomplete { reason } => reason,
                 _ => "not connected yet".into(),
@@ -115,50 +276,71 @@ impl Engine {
     }
 
     async fn attempt(
-        &self,
-        route: &Route,
-        prompt: &Arc<Vec<u32>>,
-        events: &Option<mpsc::Sender<Event>>,
-        each: &Option<Each>,
-    ) -> Result<Prefilled, RouteError> {
-        let epoch = self.epoch.fetch_add(1, Ordering::Relaxed);
-        let progress = progress(prompt.len(), events.clone(), each.clone());
-        route
-            .prefill(&self.slice, self.own, epoch, prompt, progress)
-            .await
+        self: &Arc<Self>,
+        route: Route,
+        turn: Turn,
+        listener: &Listener,
+        retried: Option<String>,
+    ) -> Result<Result<Prompted, Failed>, EngineError> {
+        let loan = turn.lend(self, &route.spans(self.own));
+        let remote = loan.remote();
+        let work = Work {
+            slice: Arc::clone(&self.slice),
+            compute: self.compute.clone(),
+            prompt: Arc::clone(&loan.prompt),
+            shards: Arc::clone(&loan.shards),
+            session: remote.map_or_else(|| Uuid::new_v4().to_string(), |remote| remote.session.clone()),
+            epoch: self.epoch.fetch_add(1, Ordering::Relaxed),
+        };
+        let error = match route.prefill(work, listener.progress(loan.prompt.len())).await {
+            Ok(prefilled) => {
+                #[allow(clippy::cast_possible_truncation)] // at most a few
+                let stages = self.places.len() as u32;
+                let decision = Decision::Disaggregated { stages, retried };
+                return Ok(Ok(Prompted::new(decision, loan, prefilled)));
+            }
+            Err(error) => error,
+        };
+        let turn = loan.back().await?;
+        Ok(Err(Failed {
+            error,
+            route: Some(route),
+            turn,
+        }))
     }
 
-    async fn local(
-        &self,
-        prompt: &Arc<Vec<u32>>,
-        events: Option<mpsc::Sender<Event>>,
-        each: Option<Each>,
-    ) -> Result<Prefilled, EngineError> {
-        let (slice, prompt, chunk) = (
-            Arc::clone(&self.slice),
-            Arc::clone(prompt),
-            self.options.prefill_chunk,
-        );
-        let mut progress = progress(prompt.len(), events, each);
-        let work = move || {
-            let mut kv = CompleteKv::empty(&slice.info().layout);
-            let mut last = None;
-            for tokens in prompt.chunks(chunk) {
+    /// Computes all layers here.
+    async fn local(self: &Arc<Self>, loan: &Loan, listener: Listener) -> Result<Prefilled, EngineError> {
+        let progress = listener.progress(loan.prompt.len());
+        let mut last = None;
+        let mut start = loan.cached();
+        while start < loan.prompt.len() {
+            let end = loan.prompt.len().min(start + self.options.prefill_chunk);
+            let (slice, shards, prompt) = (
+                Arc::clone(&self.slice),
+                Arc::clone(&loan.shards),
+                Arc::clone(&loan.prompt),
+            );
+            let progress = Arc::clone(&progress);
+            let work = move || {
+                let tokens = &prompt[start..end];
                 let mut hidden = slice.embed(tokens)?;
-                slice.forward(tokens, &mut hidden, kv.kv_mut())?;
-                progress(kv.kv().frontier(), &hidden)?;
-                last = Some(hidden);
-            }
-            let hidden = last.ok_or(EngineError::EmptyPrompt)?;
-            Ok(Prefilled {
-                kv,
-                hidden,
-                handoffs: Vec::new(),
-                computed: Instant::now(),
-            })
-        };
-        let done = tokio::task::spawn_blocking(work).await;
-        done.map_err(|error| EngineError::Internal(error.to_string()))?
+                let mut kv = shards.own();
+                slice.forward(tokens, &mut hidden, &mut kv)?;
+                progress(kv.frontier(), &hidden)?;
+                Ok::<_, EngineError>(hidden)
+            };
+            last = Some(self.compute.run(work).await.map_err(internal)??);
+            start = end;
+        }
+        let joined: Result<_, KvError> = loan.shards.join();
+        Ok(Prefilled {
+            kv: joined.map_err(|error| EngineError::Internal(error.to_string()))?,
+            hidden: last.ok_or(EngineError::EmptyPrompt)?,
+            handoffs: Vec::new(),
+            computed: Instant::now(),
+            remote: None,
+        })
     }
 
     /// The logits of every position, by the route when there is one. `each` is called in order.
@@ -184,13 +366,36 @@ impl Engine {
             }
             Ok(())
         });
-        let (decision, prefilled, _) = self.prompt(&Arc::new(tokens.to_vec()), None, Some(each)).await?;
-        let handoff_bytes = prefilled.handoffs.iter().map(|handoff| handoff.bytes).sum();
+        // Every position is computed, so nothing that earlier turns left is of use.
+        let turn = Turn::cold(self, &Arc::new(tokens.to_vec()));
+        let prompted = self.prompt(turn, None, Some(each)).await?;
+        let handoff_bytes = prompted.handoffs.iter().map(|handoff| handoff.bytes).sum();
+        self.forget(vec![prompted.held]).await;
         Ok(LogitsReport {
-            decision,
+            decision: prompted.decision,
             elapsed: started.elapsed(),
             handoff_bytes,
         })
+    }
+}
+
+#[allow(clippy::needless_pass_by_value)] // for `map_err`
+pub(super) fn internal(error: Lost) -> EngineError {
+    EngineError::Internal(error.to_string())
+}
+
+/// The whole prompt was computed before.
+fn known(turn: Turn, hidden: Hidden) -> Prompted {
+    Prompted {
+        decision: Decision::Local {
+            reason: "every prompt token is cached".into(),
+        },
+        cached: turn.cached(),
+        held: turn.held,
+        hidden,
+        handoffs: Vec::new(),
+        computed: Instant::now(),
+        elapsed: Duration::ZERO,
     }
 }
 
@@ -210,21 +415,24 @@ async fn failed(route: Option<Route>, error: RouteError) -> RouteError {
 }
 
 /// Called with the streams of every chunk.
-type Each = Arc<dyn Fn(&Hidden) -> Result<(), RouteError> + Send + Sync>;
+pub(super) type Each = Arc<dyn Fn(&Hidden) -> Result<(), RouteError> + Send + Sync>;
 
-#[allow(clippy::cast_possible_truncation)] // token counts
-fn progress(total: usize, events: Option<mpsc::Sender<Event>>, each: Option<Each>) -> Progress {
-    Box::new(move |done, hidden| {
-        if let Some(events) = &events {
-            if events.is_closed() {
-                return Err(RouteError::Cancelled);
+impl Listener {
+    #[allow(clippy::cast_possible_truncation)] // token counts
+    fn progress(&self, total: usize) -> Progress {
+        let Self { events, each } = self.clone();
+        Arc::new(move |done, hidden| {
+            if let Some(events) = &events {
+                if events.is_closed() {
+                    return Err(RouteError::Cancelled);
+                }
+                // Progress may be dropped when the client is slow; tokens never are.
+                let _ = events.try_send(Event::Prefill {
+                    done: done as u32,
+                    total: total as u32,
+                });
             }
-            // Progress may be dropped when the client is slow; tokens never are.
-            let _ = events.try_send(Event::Prefill {
-                done: done as u32,
-                total: total as u32,
-            });
-        }
-        each.as_ref().map_or(Ok(()), |each| each(hidden))
-    })
+            each.as_ref().map_or(Ok(()), |each| each(hidden))
+        })
+    }
 }

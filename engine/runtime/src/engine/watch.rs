@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::Engine;
 use crate::RouteError;
-use crate::route::{Route, RouteOptions, RouteState};
+use crate::route::{Route, RouteState};
 
 /// How often the route is asked again, at first and at most.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
@@ -18,7 +18,7 @@ pub(super) async fn watch_route(engine: std::sync::Weak<Engine>) {
         if engine.stop.is_cancelled() {
             return;
         }
-        wait = if engine.connect().await.is_ok() {
+        wait = if engine.connect(&[]).await.is_ok() {
             BACKOFF.1
         } else {
             (wait * 2).min(BACKOFF.1)
@@ -32,15 +32,9 @@ pub(super) async fn watch_route(engine: std::sync::Weak<Engine>) {
 }
 
 impl Engine {
-    /// Asks every stage now, and takes note of what they said.
-    pub(super) async fn connect(&self) -> Result<Route, RouteError> {
-        let options = RouteOptions {
-            chunk_tokens: self.options.prefill_chunk,
-            window: self.options.window,
-            timeout: self.options.handoff_timeout,
-            max_tokens: self.options.max_tokens,
-        };
-        let found = Route::connect(&self.stages, self.slice.info(), self.own, options).await;
+    /// Asks every stage and spare now but those in `avoid`, and takes note of what they said.
+    pub(super) async fn connect(&self, avoid: &[String]) -> Result<Route, RouteError> {
+        let found = Route::connect(&self.pool, &self.places, self.slice.info(), self.own, avoid).await;
         let next = match &found {
             Ok(route) => {
                 self.was_complete.store(true, Ordering::Relaxed);

@@ -1,20 +1,19 @@
 //! Finding the stages and checking that they fit.
 
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use ds4_gguf::LayerSpan;
 use ds4_model::SliceInfo;
-use ds4_proto::MESSAGE_BYTES;
 use ds4_proto::v1::stage_client::StageClient;
 use ds4_proto::v1::{DescribeRequest, Description};
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 
 use crate::RouteError;
 use crate::describe::{Identity, compatible};
-
-/// As on the server: a frame must not wait for a round trip.
-const STREAM_WINDOW: u32 = 4 << 20;
-const CONNECTION_WINDOW: u32 = 16 << 20;
+use crate::net::{self, Dialer};
+use crate::stage::shares;
 
 /// How a route is driven.
 #[derive(Clone, Copy, Debug)]
@@ -27,6 +26,10 @@ pub struct RouteOptions {
     pub timeout: Duration,
     /// Tokens in the longest session.
     pub max_tokens: u64,
+    /// Connections on which a stage's KV comes, besides the one for activations.
+    pub streams: u32,
+    /// Most bytes of rows in one KV frame.
+    pub frame_bytes: usize,
 }
 
 /// Whether the route can be used.
@@ -48,11 +51,60 @@ pub enum RouteState {
 /// How long a stage may take to say that it is there, once something failed.
 const PROBE: Duration = Duration::from_secs(1);
 
+/// The connections to one stage. KV has its own, so that it never keeps activations waiting.
+#[derive(Clone, Debug)]
+pub(crate) struct Links {
+    pub(crate) control: StageClient<Channel>,
+    pub(crate) lanes: Vec<StageClient<Channel>>,
+}
+
+/// Connections by address; they outlive routes, and mend themselves.
+#[derive(Debug)]
+pub(crate) struct Pool {
+    dialer: Dialer,
+    options: RouteOptions,
+    links: Mutex<HashMap<String, Links>>,
+}
+
+impl Pool {
+    pub(crate) fn new(dialer: Dialer, options: RouteOptions) -> Self {
+        Self {
+            dialer,
+            options,
+            links: Mutex::new(HashMap::new()),
+        }
+    }
+
+    pub(crate) const fn options(&self) -> &RouteOptions {
+        &self.options
+    }
+
+    pub(crate) fn links(&self, endpoint: &str) -> Result<Links, RouteError> {
+        let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(found) = links.get(endpoint) {
+            return Ok(found.clone());
+        }
+        let connect = || self.dialer.stage(endpoint, self.options.timeout);
+        let made = connect().and_then(|control| {
+            let lanes = (0..self.options.streams.max(1))
+                .map(|_| connect())
+                .collect::<Result<_, _>>()?;
+            Ok(Links { control, lanes })
+        });
+        let made = made.map_err(|error| RouteError::Unreachable {
+            endpoint: endpoint.to_owned(),
+            reason: error.to_string(),
+        })?;
+        links.insert(endpoint.to_owned(), made.clone());
+        Ok(made)
+    }
+}
+
 /// One stage that answered.
 #[derive(Clone, Debug)]
 pub(crate) struct Hop {
     pub(crate) endpoint: String,
-    pub(crate) client: StageClient<Channel>,
+    pub(crate) links: Links,
     pub(crate) description: Description,
 }
 
@@ -65,6 +117,11 @@ impl Hop {
             head: false,
         }
     }
+
+    /// The layers of each of its handoffs.
+    pub(crate) fn shares(&self, streams: u32) -> Vec<LayerSpan> {
+        shares(self.span(), streams)
+    }
 }
 
 /// Stages in order; together they own every layer before the output pod's own.
@@ -75,31 +132,32 @@ pub struct Route {
 }
 
 impl Route {
-    /// Asks every stage who it is and checks that they fit together and to `local`, whose own layers are `own`.
-    ///
-    /// # Errors
-    /// Names the stage, the field that differs and both values.
-    pub async fn connect(
-        endpoints: &[String],
+    /// Asks every stage and its spares who they are, and takes for each place the first that fits there and to `local`, whose own layers are
+    /// `own`. Those in `avoid` are not asked.
+    pub(crate) async fn connect(
+        pool: &Pool,
+        places: &[Vec<String>],
         local: &SliceInfo,
         own: LayerSpan,
-        options: RouteOptions,
+        avoid: &[String],
     ) -> Result<Self, RouteError> {
+        let options = *pool.options();
         let ours = Identity::new(local, options.max_tokens);
-        let asked = endpoints
+        let found = places
             .iter()
-            .map(|endpoint| describe(endpoint, options.timeout));
-        let mut hops = Vec::new();
-        for hop in futures::future::join_all(asked).await {
-            let hop = hop?;
-            compatible(ours.description(), &hop.description).map_err(|source| RouteError::Incompatible {
-                endpoint: hop.endpoint.clone(),
-                source,
-            })?;
-            hops.push(hop);
-        }
+            .map(|place| candidate(pool, place, avoid, ours.description()));
+        let hops = futures::future::join_all(found)
+            .await
+            .into_iter()
+            .collect::<Result<Vec<_>, _>>()?;
         tiles(&hops, own)?;
         Ok(Self { hops, options })
+    }
+
+    /// The layers of every handoff, then the output pod's own.
+    pub(crate) fn spans(&self, own: LayerSpan) -> Vec<LayerSpan> {
+        let shares = self.hops.iter().flat_map(|hop| hop.shares(self.options.streams));
+        shares.chain([own]).collect()
     }
 
     /// Why an attempt failed with `error`. When a stage dies its neighbours complain first, so every stage is asked whether it is still the
@@ -119,46 +177,63 @@ impl Route {
     }
 }
 
-/// A connection to a stage, made at first use.
-pub(crate) fn channel(endpoint: &str, timeout: Duration) -> Result<Channel, tonic::transport::Error> {
-    let address = if endpoint.contains("://") {
-        endpoint.to_owned()
-    } else {
-        format!("http://{endpoint}")
-    };
-    let endpoint = Endpoint::from_shared(address)?
-        .connect_timeout(timeout.min(Duration::from_secs(5)))
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .http2_keep_alive_interval(Duration::from_secs(5))
-        .keep_alive_timeout(timeout.min(Duration::from_secs(10)))
-        .tcp_nodelay(true);
-    Ok(endpoint.connect_lazy())
+/// The first of `place` that answers and fits; otherwise what is wrong with the first one.
+async fn candidate(
+    pool: &Pool,
+    place: &[String],
+    avoid: &[String],
+    ours: &Description,
+) -> Result<Hop, RouteError> {
+    let asked = place.iter().filter(|endpoint| !avoid.contains(endpoint));
+    let answers = futures::future::join_all(asked.map(|endpoint| ask(pool, endpoint, ours))).await;
+    let mut first = None;
+    for answer in answers {
+        match answer {
+            Ok(hop) => return Ok(hop),
+            Err(error) => drop(first.get_or_insert(error)),
+        }
+    }
+    Err(first.unwrap_or_else(|| RouteError::Unreachable {
+        endpoint: place.join("|"),
+        reason: "it failed just now, and there is no spare".into(),
+    }))
 }
 
-async fn describe(endpoint: &str, timeout: Duration) -> Result<Hop, RouteError> {
-    let unreachable = |reason: String| RouteError::Unreachable {
-        endpoint: endpoint.to_owned(),
-        reason,
-    };
-    let channel = channel(endpoint, timeout).map_err(|error| unreachable(error.to_string()))?;
-    let mut client = StageClient::new(channel)
-        .max_decoding_message_size(MESSAGE_BYTES)
-        .max_encoding_message_size(MESSAGE_BYTES);
+async fn ask(pool: &Pool, endpoint: &str, ours: &Description) -> Result<Hop, RouteError> {
+    let hop = describe(endpoint, pool.links(endpoint)?, pool.options().timeout).await?;
+    let endpoint = || hop.endpoint.clone();
+    compatible(ours, &hop.description).map_err(|source| RouteError::Incompatible {
+        endpoint: endpoint(),
+        source,
+    })?;
+    if hop.description.draining {
+        return Err(RouteError::Refused {
+            endpoint: endpoint(),
+            reason: "draining: it takes no new work".into(),
+        });
+    }
+    Ok(hop)
+}
+
+async fn describe(endpoint: &str, links: Links, timeout: Duration) -> Result<Hop, RouteError> {
     let silent = || RouteError::Silent {
         endpoint: endpoint.to_owned(),
         what: "describe",
         timeout,
     };
+    let mut client = links.control.clone();
     let answer = tokio::time::timeout(timeout, client.describe(DescribeRequest {}))
         .await
         .map_err(|_| silent())?;
     let description = answer
-        .map_err(|status| unreachable(status.message().to_owned()))?
+        .map_err(|status| RouteError::Unreachable {
+            endpoint: endpoint.to_owned(),
+            reason: net::reason(&status),
+        })?
         .into_inner();
     Ok(Hop {
         endpoint: endpoint.to_owned(),
-        client,
+        links,
         description,
     })
 }
@@ -166,7 +241,7 @@ async fn describe(endpoint: &str, timeout: Duration) -> Result<Hop, RouteError> 
 /// What is wrong with a stage that was there before; `None` when nothing is. `noticed` is how it came to light.
 async fn probe(hop: &Hop, noticed: &RouteError) -> Option<RouteError> {
     let endpoint = hop.endpoint.clone();
-    match describe(&hop.endpoint, PROBE).await {
+    match describe(&hop.endpoint, hop.links.clone(), PROBE).await {
         Ok(now) if now.description.incarnation == hop.description.incarnation => None,
         Ok(now) => Some(RouteError::Restarted {
             endpoint,

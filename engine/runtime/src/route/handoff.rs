@@ -1,8 +1,9 @@
 //! Pulling one stage's KV while prefill runs.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ds4_model::{Kv, KvStaging, TokenHash};
+use ds4_model::{KvStaging, TokenHash};
 use ds4_proto::v1::{Commit, HandoffFrame, SessionRequest, handoff_frame};
 use ds4_telemetry::metrics::Metrics;
 use ds4_telemetry::{names, propagation};
@@ -12,6 +13,8 @@ use tracing::{Instrument, Span};
 use super::connect::Hop;
 use crate::RouteError;
 use crate::frames::{Receiver, Refusal};
+use crate::net;
+use crate::shards::Shards;
 
 /// What one stage's handoff took.
 #[derive(Clone, Debug)]
@@ -32,32 +35,33 @@ pub struct HandoffReport {
     pub finished: Instant,
 }
 
-/// What a shard must be.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Expected {
+/// One handoff: some layers of one stage, on a connection of its own.
+pub(crate) struct Pull {
+    pub(crate) hop: Hop,
+    /// Which of the stage's handoffs.
+    pub(crate) stream: usize,
+    /// Which part of the session it extends.
+    pub(crate) part: usize,
+    pub(crate) shards: Arc<Shards>,
+    pub(crate) session: String,
     pub(crate) epoch: u64,
+    /// What the part must be afterwards.
     pub(crate) frontier: u64,
     pub(crate) hash: TokenHash,
     pub(crate) timeout: Duration,
 }
 
-/// Pulls and commits the shard of `hop`. The span carries what came.
-pub(crate) async fn pull(
-    hop: Hop,
-    session: String,
-    staging: KvStaging,
-    expected: Expected,
-) -> Result<(Kv, HandoffReport), RouteError> {
+/// Pulls the rows and commits them. The span carries what came.
+pub(crate) async fn pull(pull: Pull) -> Result<HandoffReport, RouteError> {
+    let layers = pull.shards.part(pull.part).span();
     let span = tracing::info_span!(
-        "ds4.kv.handoff", otel.name = names::HANDOFF, stage = %hop.endpoint, layers = %hop.span(),
+        "ds4.kv.handoff", otel.name = names::HANDOFF, stage = %pull.hop.endpoint, %layers,
         bytes = tracing::field::Empty, rows = tracing::field::Empty, frames = tracing::field::Empty,
         duration_ms = tracing::field::Empty, bytes_per_second = tracing::field::Empty, error = tracing::field::Empty,
     );
-    let result = receive(hop, session, staging, expected, span.clone())
-        .instrument(span.clone())
-        .await;
+    let result = receive(pull, span.clone()).instrument(span.clone()).await;
     match &result {
-        Ok((_, report)) => record(&span, report),
+        Ok(report) => record(&span, report),
         Err(error) => {
             span.record("error", tracing::field::display(error));
         }
@@ -77,43 +81,29 @@ fn record(span: &Span, report: &HandoffReport) {
     Metrics::global().handoff_bytes.inc_by(report.bytes);
 }
 
-async fn receive(
-    mut hop: Hop,
-    session: String,
-    staging: KvStaging,
-    expected: Expected,
-    span: Span,
-) -> Result<(Kv, HandoffReport), RouteError> {
+async fn receive(pull: Pull, span: Span) -> Result<HandoffReport, RouteError> {
+    let Pull { hop, timeout, .. } = &pull;
     let endpoint = hop.endpoint.clone();
-    let silent = |what| RouteError::Silent {
+    let refused = |reason: String| RouteError::Refused {
         endpoint: endpoint.clone(),
-        what,
-        timeout: expected.timeout,
+        reason,
     };
-    let refused = |reason: &str| RouteError::Refused {
-        endpoint: endpoint.clone(),
-        reason: reason.to_owned(),
-    };
-    let mut request = Request::new(SessionRequest {
-        session,
-        epoch: expected.epoch,
-    });
-    propagation::inject(&span, request.metadata_mut());
-    let stream = tokio::time::timeout(expected.timeout, hop.client.handoff(request))
-        .await
-        .map_err(|_| silent("handoff"))?;
-    let mut stream: Streaming<HandoffFrame> =
-        stream.map_err(|status| refused(status.message()))?.into_inner();
-    let mut receiver = Receiver::new(expected.epoch, staging);
+    let mut stream = open(&pull, &span).await?;
+    let mut receiver = Receiver::new(pull.epoch, staging(&pull));
     let mut first = None;
     loop {
-        let message = tokio::time::timeout(expected.timeout, stream.message())
+        let message = tokio::time::timeout(*timeout, stream.message())
             .await
-            .map_err(|_| silent("KV frames"))?;
-        let message = message.map_err(|status| refused(status.message()))?;
+            .map_err(|_| silent(&pull, "KV frames"))?;
+        let message = message.map_err(|status| refused(net::reason(&status)))?;
         let now = Instant::now();
         match message.and_then(|message| message.frame) {
-            None => return Err(refused("KV: expected a commit, found the end of the stream")),
+            None => {
+                return Err(refused(
+                    "KV: expected a commit, found the end of the stream".into(),
+                ));
+            }
+            Some(handoff_frame::Frame::Beat(_)) => {}
             Some(handoff_frame::Frame::Rows(rows)) => {
                 first.get_or_insert(now);
                 receiver
@@ -123,12 +113,50 @@ async fn receive(
             Some(handoff_frame::Frame::Commit(commit)) => {
                 let report = report(&endpoint, &receiver, &commit, first.unwrap_or(now), now);
                 propagation::link(&span, &commit.span);
-                let kv = receiver
-                    .commit(&commit, expected.frontier, expected.hash)
+                receiver
+                    .commit(
+                        &commit,
+                        &mut pull.shards.part(pull.part),
+                        pull.frontier,
+                        pull.hash,
+                    )
                     .map_err(|refusal| error(&endpoint, refusal))?;
-                return Ok((kv, report));
+                return Ok(report);
             }
         }
+    }
+}
+
+/// What the part lacks.
+fn staging(pull: &Pull) -> KvStaging {
+    let part = pull.shards.part(pull.part);
+    KvStaging::onto(part.layout(), part.span(), pull.frontier, part.frontier())
+}
+
+async fn open(pull: &Pull, span: &Span) -> Result<Streaming<HandoffFrame>, RouteError> {
+    let lanes = &pull.hop.links.lanes;
+    let mut client = lanes[pull.stream % lanes.len()].clone();
+    let mut request = Request::new(SessionRequest {
+        session: pull.session.clone(),
+        epoch: pull.epoch,
+        #[allow(clippy::cast_possible_truncation)] // a few
+        stream: pull.stream as u32,
+    });
+    propagation::inject(span, request.metadata_mut());
+    let answer = tokio::time::timeout(pull.timeout, client.handoff(request)).await;
+    let answer = answer.map_err(|_| silent(pull, "handoff"))?;
+    let answer = answer.map_err(|status| RouteError::Refused {
+        endpoint: pull.hop.endpoint.clone(),
+        reason: net::reason(&status),
+    })?;
+    Ok(answer.into_inner())
+}
+
+fn silent(pull: &Pull, what: &'static str) -> RouteError {
+    RouteError::Silent {
+        endpoint: pull.hop.endpoint.clone(),
+        what,
+        timeout: pull.timeout,
     }
 }
 

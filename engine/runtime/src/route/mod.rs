@@ -4,7 +4,7 @@ mod connect;
 mod handoff;
 mod prefill;
 
-pub(crate) use connect::channel;
+pub(crate) use connect::Pool;
 pub use connect::{Route, RouteOptions, RouteState};
 pub use handoff::HandoffReport;
-pub(crate) use prefill::{Prefilled, Progress};
+pub(crate) use prefill::{Prefilled, Progress, Remote, Work, close};

@@ -1,25 +1,31 @@
 //! Driving one prompt through the route.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use ds4_gguf::LayerSpan;
-use ds4_model::{CompleteKv, Hidden, Kv, KvStaging, ModelSlice, TokenHash};
-use ds4_proto::v1::{OpenRequest, SessionRequest};
+use ds4_model::{CompleteKv, Hidden, ModelSlice, TokenHash};
+use ds4_proto::v1::{ActivationFrame, OpenReply, OpenRequest, SessionRequest};
 use ds4_telemetry::propagation;
 use tokio::task::JoinSet;
 use tonic::{Code, Request, Streaming};
 use tracing::{Instrument, Span};
-use uuid::Uuid;
 
 use super::connect::{Hop, Route};
-use super::handoff::{Expected, HandoffReport, pull};
+use super::handoff::{HandoffReport, Pull, pull};
 use crate::RouteError;
 use crate::chunk::Chunk;
-use crate::frames::{Assembler, token_chunk};
+use crate::compute::Compute;
+use crate::frames::{Assembler, Difference, token_chunk};
+use crate::net;
+use crate::shards::Shards;
+use crate::stage::retry_after;
 
-/// Called with every chunk that the output pod has computed: tokens done, and the chunk's streams. An error stops the prefill.
-pub(crate) type Progress = Box<dyn FnMut(u64, &Hidden) -> Result<(), RouteError> + Send>;
+/// How long a stage may take to take note of the end of a session; its lease ends it anyway.
+const CLOSE: Duration = Duration::from_secs(5);
+
+/// Called with every chunk that the output pod has computed: tokens done, and the chunk's streams. An error stops the prefill. Runs where the
+/// model is computed.
+pub(crate) type Progress = Arc<dyn Fn(u64, &Hidden) -> Result<(), RouteError> + Send + Sync>;
 
 /// A prompt whose KV is complete.
 #[derive(Debug)]
@@ -30,40 +36,62 @@ pub(crate) struct Prefilled {
     pub(crate) handoffs: Vec<HandoffReport>,
     /// When the output pod had computed the last chunk.
     pub(crate) computed: Instant,
+    /// The session as the stages hold it now.
+    pub(crate) remote: Option<Remote>,
+}
+
+/// A session that stages hold.
+#[derive(Clone, Debug)]
+pub(crate) struct Remote {
+    pub(crate) session: String,
+    pub(crate) epoch: u64,
+    /// Where they stand, in tokens.
+    pub(crate) frontier: u64,
+    pub(crate) hops: Vec<Hop>,
+    pub(crate) lease: Duration,
+}
+
+/// What an attempt works on.
+pub(crate) struct Work {
+    pub(crate) slice: Arc<dyn ModelSlice>,
+    pub(crate) compute: Compute,
+    pub(crate) prompt: Arc<Vec<u32>>,
+    /// What is held of the session, by the layers of [`Route::spans`].
+    pub(crate) shards: Arc<Shards>,
+    pub(crate) session: String,
+    pub(crate) epoch: u64,
 }
 
 /// One attempt.
 struct Attempt<'a> {
     route: &'a Route,
-    slice: &'a Arc<dyn ModelSlice>,
-    own: LayerSpan,
-    session: String,
-    epoch: u64,
-    prompt: &'a [u32],
+    work: Work,
+    /// Tokens whose rows are held.
+    held: usize,
+}
+
+/// Where the stages begin, and how long they keep what they make.
+#[derive(Clone, Copy, Debug)]
+struct Start {
+    from: usize,
+    lease: Duration,
 }
 
 impl Route {
-    /// Prefills `prompt` through the stages and the own layers of `slice`; nothing of a failed attempt remains.
-    pub(crate) async fn prefill(
-        &self,
-        slice: &Arc<dyn ModelSlice>,
-        own: LayerSpan,
-        epoch: u64,
-        prompt: &[u32],
-        progress: Progress,
-    ) -> Result<Prefilled, RouteError> {
-        let attempt = Attempt {
-            route: self,
-            slice,
-            own,
-            session: Uuid::new_v4().to_string(),
-            epoch,
-            prompt,
-        };
+    /// Prefills the prompt through the stages and the own layers; the parts of the session are then complete. Of a failed attempt nothing
+    /// remains on the stages; the parts stand anywhere.
+    pub(crate) async fn prefill(&self, work: Work, progress: Progress) -> Result<Prefilled, RouteError> {
         let cleanup = Cleanup {
             hops: self.hops.clone(),
-            session: attempt.session.clone(),
-            epoch,
+            session: work.session.clone(),
+            epoch: work.epoch,
+        };
+        #[allow(clippy::cast_possible_truncation)] // at most the prompt
+        let held = work.shards.own().frontier() as usize;
+        let attempt = Attempt {
+            route: self,
+            work,
+            held,
         };
         let result = attempt.run(progress).await;
         if result.is_ok() {
@@ -88,25 +116,39 @@ impl Cleanup {
 
 impl Drop for Cleanup {
     fn drop(&mut self) {
-        for mut hop in std::mem::take(&mut self.hops) {
-            let request = SessionRequest {
-                session: self.session.clone(),
-                epoch: self.epoch,
-            };
-            // Best effort: the dropped streams cancel as well.
-            tokio::spawn(async move { hop.client.close(request).await });
+        // Best effort: the dropped streams cancel as well.
+        if !self.hops.is_empty() {
+            tokio::spawn(close(&self.hops, &self.session, self.epoch));
         }
     }
 }
 
+/// Ends a session on every stage.
+pub(crate) fn close(
+    hops: &[Hop],
+    session: &str,
+    epoch: u64,
+) -> impl Future<Output = ()> + Send + 'static + use<> {
+    let calls = hops.iter().map(|hop| {
+        let mut client = hop.links.control.clone();
+        let request = SessionRequest {
+            session: session.to_owned(),
+            epoch,
+            ..SessionRequest::default()
+        };
+        async move { drop(tokio::time::timeout(CLOSE, client.close(request)).await) }
+    });
+    let calls: Vec<_> = calls.collect();
+    async { drop(futures::future::join_all(calls).await) }
+}
+
 impl Attempt<'_> {
     async fn run(&self, progress: Progress) -> Result<Prefilled, RouteError> {
-        self.open().await?;
+        let start = self.open().await?;
         let mut pulls = self.pulls();
-        let chunks = Chunk::split(self.prompt, self.route.options.chunk_tokens);
-        let sending = self.send(chunks);
+        let (prompt, chunk_tokens) = (&self.work.prompt, self.route.options.chunk_tokens);
+        let sending = self.send(Chunk::split(prompt, start.from, self.held, chunk_tokens));
         let computing = self.compute(progress);
-        let mut shards = Vec::new();
         let mut handoffs = Vec::new();
         let pulling = async {
             while let Some(done) = pulls.join_next().await {
@@ -114,57 +156,65 @@ impl Attempt<'_> {
                     endpoint: "handoff".into(),
                     reason: error.to_string(),
                 })?;
-                let (kv, report) = pulled?;
-                shards.push(kv);
-                handoffs.push(report);
+                handoffs.push(pulled?);
             }
             Ok::<_, RouteError>(())
         };
         // The first error ends all three; dropping them cancels the streams.
-        let ((), (own, hidden, computed), ()) = tokio::try_join!(sending, computing, pulling)?;
-        shards.push(own);
-        let kv = CompleteKv::assemble(&self.slice.info().layout, shards)?;
+        let ((), (hidden, computed), ()) = tokio::try_join!(sending, computing, pulling)?;
+        let kv = self.work.shards.join()?;
+        let remote = Remote {
+            session: self.work.session.clone(),
+            epoch: self.work.epoch,
+            frontier: self.work.prompt.len() as u64,
+            hops: self.route.hops.clone(),
+            lease: start.lease,
+        };
         Ok(Prefilled {
             kv,
             hidden,
             handoffs,
             computed,
+            remote: Some(remote),
         })
     }
 
-    /// Opens the session on every stage before anything flows.
-    async fn open(&self) -> Result<(), RouteError> {
-        let opened = self
-            .route
-            .hops
+    /// Opens the session on every stage before anything flows; says where they begin.
+    async fn open(&self) -> Result<Start, RouteError> {
+        let hops = self.route.hops.iter().enumerate();
+        let opened = hops.map(|(index, hop)| self.open_one(index, hop.clone()));
+        let replies = futures::future::try_join_all(opened).await?;
+        let lease = replies
             .iter()
-            .enumerate()
-            .map(|(index, hop)| self.open_one(index, hop.clone()));
-        futures::future::try_join_all(opened).await.map(|_| ())
+            .map(|reply| reply.lease_ms)
+            .min()
+            .unwrap_or_default();
+        Ok(Start {
+            from: resume(&replies, &self.work.prompt, self.held),
+            lease: Duration::from_millis(lease.into()),
+        })
     }
 
     #[allow(clippy::cast_possible_truncation)] // counts and milliseconds
-    async fn open_one(&self, index: usize, mut hop: Hop) -> Result<(), RouteError> {
+    async fn open_one(&self, index: usize, mut hop: Hop) -> Result<OpenReply, RouteError> {
         let options = &self.route.options;
+        let next = self.route.hops.get(index + 1);
         let mut request = Request::new(OpenRequest {
-            session: self.session.clone(),
-            epoch: self.epoch,
+            session: self.work.session.clone(),
+            epoch: self.work.epoch,
             index: index as u32,
-            next_hop: self
-                .route
-                .hops
-                .get(index + 1)
-                .map(|next| next.endpoint.clone())
-                .unwrap_or_default(),
+            next_hop: next.map(|next| next.endpoint.clone()).unwrap_or_default(),
             incarnation: hop.description.incarnation.clone(),
             fingerprint: hop.description.fingerprint.clone(),
             kv_layout: hop.description.kv_layout.clone(),
-            tokens: self.prompt.len() as u64,
+            tokens: self.work.prompt.len() as u64,
             chunk_tokens: options.chunk_tokens as u32,
             window: options.window as u32,
             timeout_ms: options.timeout.as_millis() as u32,
-            held_tokens: 0,
+            held_tokens: self.held as u64,
             activation_bits: 32,
+            streams: options.streams,
+            frame_bytes: options.frame_bytes as u32,
         });
         propagation::inject(&Span::current(), request.metadata_mut());
         let silent = RouteError::Silent {
@@ -172,33 +222,48 @@ impl Attempt<'_> {
             what: "open",
             timeout: options.timeout,
         };
-        let answer = tokio::time::timeout(options.timeout, hop.client.open(request))
+        let answer = tokio::time::timeout(options.timeout, hop.links.control.open(request))
             .await
             .map_err(|_| silent)?;
-        answer.map(|_| ()).map_err(|status| match status.code() {
-            Code::Aborted => RouteError::Restarted {
-                endpoint: hop.endpoint.clone(),
-                reason: status.message().to_owned(),
-            },
-            _ => refused(&hop.endpoint, &status),
-        })
+        let endpoint = hop.endpoint;
+        answer
+            .map(tonic::Response::into_inner)
+            .map_err(|status| match status.code() {
+                Code::Aborted => RouteError::Restarted {
+                    endpoint,
+                    reason: status.message().to_owned(),
+                },
+                Code::ResourceExhausted => RouteError::Full {
+                    endpoint,
+                    reason: status.message().to_owned(),
+                    retry_after: retry_after(&status).unwrap_or(Duration::from_secs(1)),
+                },
+                _ => refused(&endpoint, &status),
+            })
     }
 
-    /// One task per stage, so that no stage's KV waits for another's.
-    fn pulls(&self) -> JoinSet<Result<(Kv, HandoffReport), RouteError>> {
-        let frontier = self.prompt.len() as u64;
-        let expected = Expected {
-            epoch: self.epoch,
-            frontier,
-            hash: TokenHash::of(self.prompt),
-            timeout: self.route.options.timeout,
-        };
+    /// One task per handoff, so that none waits for another.
+    fn pulls(&self) -> JoinSet<Result<HandoffReport, RouteError>> {
+        let hash = TokenHash::of(&self.work.prompt);
+        let streams = self.route.options.streams;
+        let shares = self.route.hops.iter().flat_map(|hop| {
+            let count = hop.shares(streams).len();
+            (0..count).map(move |stream| (hop, stream))
+        });
         let mut pulls = JoinSet::new();
-        for hop in &self.route.hops {
-            let staging = KvStaging::new(&self.slice.info().layout, hop.span(), frontier);
-            pulls.spawn(
-                pull(hop.clone(), self.session.clone(), staging, expected).instrument(Span::current()),
-            );
+        for (part, (hop, stream)) in shares.enumerate() {
+            let one = Pull {
+                hop: hop.clone(),
+                stream,
+                part,
+                shards: Arc::clone(&self.work.shards),
+                session: self.work.session.clone(),
+                epoch: self.work.epoch,
+                frontier: self.work.prompt.len() as u64,
+                hash,
+                timeout: self.route.options.timeout,
+            };
+            pulls.spawn(pull(one).instrument(Span::current()));
         }
         pulls
     }
@@ -209,18 +274,16 @@ impl Attempt<'_> {
         };
         let messages: Vec<_> = chunks
             .iter()
-            .map(|chunk| token_chunk(&self.session, self.epoch, chunk))
+            .map(|chunk| token_chunk(&self.work.session, self.work.epoch, chunk))
             .collect();
         let mut request = Request::new(tokio_stream::iter(messages));
         propagation::inject(&Span::current(), request.metadata_mut());
-        let reply = hop
-            .client
-            .prefill(request)
-            .await
+        let reply = hop.links.control.prefill(request).await;
+        let reply = reply
             .map_err(|status| refused(&hop.endpoint, &status))?
             .into_inner();
         let (expected, found) = (
-            TokenHash::of(self.prompt),
+            TokenHash::of(&self.work.prompt),
             TokenHash::from_value(reply.token_hash),
         );
         if expected == found {
@@ -236,7 +299,7 @@ impl Attempt<'_> {
     }
 
     /// Computes the own layers of every chunk as it arrives.
-    async fn compute(&self, mut progress: Progress) -> Result<(Kv, Hidden, Instant), RouteError> {
+    async fn compute(&self, progress: Progress) -> Result<(Hidden, Instant), RouteError> {
         let Some(hop) = self.route.hops.last() else {
             return Err(RouteError::Layers {
                 expected: 0,
@@ -244,33 +307,24 @@ impl Attempt<'_> {
             });
         };
         let mut stream = self.deliver(hop.clone()).await?;
-        let info = self.slice.info();
-        let mut assembler = Assembler::new(info.config.hidden_width(), self.route.options.chunk_tokens);
-        let mut kv = Kv::new(&info.layout, self.own);
+        let width = self.work.slice.info().config.hidden_width();
+        let mut assembler = Assembler::new(width, self.route.options.chunk_tokens);
         loop {
             let chunk = self.chunk(&hop.endpoint, &mut stream, &mut assembler).await?;
-            let differs = |(field, expected, found)| RouteError::Frame {
-                endpoint: hop.endpoint.clone(),
-                field,
-                expected,
-                found,
-            };
-            chunk.continues(&kv).map_err(differs)?;
             let last = chunk.last;
-            let hidden;
-            (kv, hidden) = self.compute_chunk(chunk, kv).await?;
-            progress(kv.frontier(), &hidden)?;
+            let hidden = self.compute_chunk(&hop.endpoint, chunk, &progress).await?;
             if last {
-                return Ok((kv, hidden, Instant::now()));
+                return Ok((hidden, Instant::now()));
             }
         }
     }
 
-    async fn deliver(&self, mut hop: Hop) -> Result<Streaming<ds4_proto::v1::ActivationFrame>, RouteError> {
+    async fn deliver(&self, mut hop: Hop) -> Result<Streaming<ActivationFrame>, RouteError> {
         let timeout = self.route.options.timeout;
         let mut request = Request::new(SessionRequest {
-            session: self.session.clone(),
-            epoch: self.epoch,
+            session: self.work.session.clone(),
+            epoch: self.work.epoch,
+            ..SessionRequest::default()
         });
         propagation::inject(&Span::current(), request.metadata_mut());
         let silent = RouteError::Silent {
@@ -278,7 +332,7 @@ impl Attempt<'_> {
             what: "deliver",
             timeout,
         };
-        let answer = tokio::time::timeout(timeout, hop.client.deliver(request))
+        let answer = tokio::time::timeout(timeout, hop.links.control.deliver(request))
             .await
             .map_err(|_| silent)?;
         Ok(answer
@@ -289,7 +343,7 @@ impl Attempt<'_> {
     async fn chunk(
         &self,
         endpoint: &str,
-        stream: &mut Streaming<ds4_proto::v1::ActivationFrame>,
+        stream: &mut Streaming<ActivationFrame>,
         assembler: &mut Assembler,
     ) -> Result<Chunk, RouteError> {
         let timeout = self.route.options.timeout;
@@ -310,36 +364,98 @@ impl Attempt<'_> {
                     reason,
                 });
             };
-            let pushed = assembler.push(frame);
-            let differs = |(field, expected, found)| RouteError::Frame {
-                endpoint: endpoint.to_owned(),
-                field,
-                expected,
-                found,
-            };
-            if let Some(chunk) = pushed.map_err(differs)? {
+            let pushed = assembler
+                .push(frame)
+                .map_err(|difference| differs(endpoint, difference));
+            if let Some(chunk) = pushed? {
                 return Ok(chunk);
             }
         }
     }
 
-    async fn compute_chunk(&self, mut chunk: Chunk, mut kv: Kv) -> Result<(Kv, Hidden), RouteError> {
-        let slice = Arc::clone(self.slice);
-        let work =
-            tokio::task::spawn_blocking(move || chunk.compute(&*slice, &mut kv).map(|()| (kv, chunk.hidden)));
-        let failed = |reason: String| RouteError::Refused {
-            endpoint: "output".into(),
-            reason,
+    async fn compute_chunk(
+        &self,
+        endpoint: &str,
+        mut chunk: Chunk,
+        progress: &Progress,
+    ) -> Result<Hidden, RouteError> {
+        let (slice, shards) = (Arc::clone(&self.work.slice), Arc::clone(&self.work.shards));
+        let (progress, endpoint) = (Arc::clone(progress), endpoint.to_owned());
+        let work = move || {
+            let mut kv = shards.own();
+            chunk
+                .continues(&kv)
+                .map_err(|difference| differs(&endpoint, difference))?;
+            chunk.compute(&*slice, &mut kv)?;
+            let hidden = chunk.hidden.ok_or_else(|| RouteError::Refused {
+                endpoint: "output".into(),
+                reason: "compute: expected hidden states, found none".into(),
+            })?;
+            progress(kv.frontier(), &hidden)?;
+            Ok(hidden)
         };
-        let (kv, hidden) = work.await.map_err(|error| failed(error.to_string()))??;
-        let hidden = hidden.ok_or_else(|| failed("compute: expected hidden states, found none".into()))?;
-        Ok((kv, hidden))
+        let done = self.work.compute.run(work).await;
+        done.map_err(|error| RouteError::Refused {
+            endpoint: "output".into(),
+            reason: error.to_string(),
+        })?
+    }
+}
+
+/// Where the stages can go on: where all of them stand, if that is in this prompt and not beyond what is held. Otherwise at the beginning.
+fn resume(replies: &[OpenReply], prompt: &[u32], held: usize) -> usize {
+    let Some(first) = replies.first() else { return 0 };
+    let equal = replies
+        .iter()
+        .all(|reply| (reply.frontier, reply.token_hash) == (first.frontier, first.token_hash));
+    let Ok(frontier) = usize::try_from(first.frontier) else {
+        return 0;
+    };
+    let known = equal && frontier <= held && frontier < prompt.len();
+    if known && TokenHash::of(&prompt[..frontier]).value() == first.token_hash {
+        frontier
+    } else {
+        0
+    }
+}
+
+fn differs(endpoint: &str, (field, expected, found): Difference) -> RouteError {
+    RouteError::Frame {
+        endpoint: endpoint.to_owned(),
+        field,
+        expected,
+        found,
     }
 }
 
 fn refused(endpoint: &str, status: &tonic::Status) -> RouteError {
     RouteError::Refused {
         endpoint: endpoint.to_owned(),
-        reason: status.message().to_owned(),
+        reason: net::reason(status),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stages_go_on_where_all_of_them_stand_and_begin_again_otherwise() {
+        let prompt: Vec<u32> = (0..10).collect();
+        let at = |frontier: usize| OpenReply {
+            frontier: frontier as u64,
+            token_hash: TokenHash::of(&prompt[..frontier]).value(),
+            ..OpenReply::default()
+        };
+        assert_eq!(resume(&[at(6), at(6)], &prompt, 8), 6);
+        assert_eq!(resume(&[at(6), at(0)], &prompt, 8), 0, "one lost it");
+        assert_eq!(resume(&[at(9)], &prompt, 8), 0, "beyond what is held");
+        assert_eq!(resume(&[at(10)], &prompt, 10), 0, "nothing left to compute");
+        let other = OpenReply {
+            token_hash: 1,
+            ..at(6)
+        };
+        assert_eq!(resume(&[other], &prompt, 8), 0, "another history");
+        assert_eq!(resume(&[], &prompt, 8), 0);
     }
 }

@@ -1,8 +1,13 @@
 //! A stage: serves one run of layers to any number of sessions.
 
+mod onward;
+mod refusal;
 mod server;
 mod service;
 mod session;
+mod table;
 mod worker;
 
+pub(crate) use refusal::retry_after;
 pub use server::{StageOptions, StageServer};
+pub(crate) use session::shares;

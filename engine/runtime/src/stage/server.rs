@@ -8,25 +8,38 @@ use ds4_model::ModelSlice;
 use ds4_proto::MESSAGE_BYTES;
 use ds4_proto::v1::stage_server::StageServer as Generated;
 use tokio::net::TcpListener;
-use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
+use tonic_health::server::HealthReporter;
 
 use super::service::Service;
 use super::session::Sessions;
+use super::table::Limits;
+use super::worker::Shared;
 use crate::Identity;
+use crate::compute::Compute;
+use crate::net::{CONNECTION_WINDOW, Dialer, STREAM_WINDOW, Tls, incoming};
 
-/// HTTP/2 windows: a frame must not wait for a round trip. Two frames in flight per stream, eight per connection.
-const STREAM_WINDOW: u32 = 4 << 20;
-const CONNECTION_WINDOW: u32 = 16 << 20;
+/// How often lapsed leases are looked for.
+const SWEEP: Duration = Duration::from_millis(250);
 
 /// Limits of a stage.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct StageOptions {
-    /// Sessions at once; more are refused.
+    /// Sessions that work at once; more are refused.
     pub sessions: usize,
     /// Tokens in the longest session.
     pub max_tokens: u64,
+    /// Bytes of KV of all sessions together.
+    pub kv_budget: u64,
+    /// How long a session is safe after its owner last renewed it.
+    pub lease: Duration,
+    /// How long it may stay after that, if nobody needs its room.
+    pub idle: Duration,
+    /// How long a stage that should end waits for its sessions.
+    pub drain_timeout: Duration,
+    /// Certificates of this and the other pods; none: everything is in the clear.
+    pub tls: Option<Arc<Tls>>,
 }
 
 impl Default for StageOptions {
@@ -34,6 +47,11 @@ impl Default for StageOptions {
         Self {
             sessions: 8,
             max_tokens: 1 << 20,
+            kv_budget: 8 << 30,
+            lease: Duration::from_secs(10),
+            idle: Duration::from_secs(300),
+            drain_timeout: Duration::from_secs(300),
+            tls: None,
         }
     }
 }
@@ -66,7 +84,8 @@ impl StageServer {
         }
     }
 
-    /// Serves until `shutdown` resolves; sessions then end with a refusal that says so. Also answers `grpc.health.v1`.
+    /// Serves until `shutdown` resolves; then takes no new work, finishes what runs, and ends when no lease is left or the drain timeout is
+    /// over. Sessions that are still there then end with a refusal that says so. Also answers `grpc.health.v1`.
     ///
     /// # Errors
     /// When the transport fails.
@@ -77,29 +96,70 @@ impl StageServer {
     ) -> Result<(), tonic::transport::Error> {
         let (health, health_service) = tonic_health::server::health_reporter();
         let stop = CancellationToken::new();
-        let sessions = Arc::new(Sessions::new(self.options.sessions, stop.clone()));
-        let service = Generated::new(Service::new(self.slice, self.identity, self.options, sessions));
+        let sessions = Arc::new(Sessions::new(self.limits(), stop.clone()));
+        let shared = Shared {
+            slice: self.slice,
+            compute: Compute::start(),
+            sessions: Arc::clone(&sessions),
+            dialer: Dialer::new(self.options.tls.clone()),
+        };
+        let (tls, drain_timeout) = (self.options.tls.clone(), self.options.drain_timeout);
+        let service = Generated::new(Service::new(shared, self.identity, self.options));
         health.set_serving::<Generated<Service>>().await;
         let _ = listener
             .local_addr()
-            .map(|address| tracing::info!(%address, "stage serves"));
+            .map(|address| tracing::info!(%address, encrypted = tls.is_some(), "stage serves"));
+        let sweeping = tokio::spawn(sweep(Arc::downgrade(&sessions)));
         let ended = async {
             shutdown.await;
+            drain(&sessions, &health, drain_timeout).await;
             stop.cancel();
         };
-        Server::builder()
+        let served = Server::builder()
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .http2_keepalive_interval(Some(Duration::from_secs(5)))
             .http2_keepalive_timeout(Some(Duration::from_secs(10)))
-            .tcp_nodelay(true)
             .add_service(health_service)
             .add_service(
                 service
                     .max_decoding_message_size(MESSAGE_BYTES)
                     .max_encoding_message_size(MESSAGE_BYTES),
             )
-            .serve_with_incoming_shutdown(TcpListenerStream::new(listener), ended)
-            .await
+            .serve_with_incoming_shutdown(incoming(listener, tls), ended)
+            .await;
+        sweeping.abort();
+        served
+    }
+
+    const fn limits(&self) -> Limits {
+        Limits {
+            working: self.options.sessions,
+            bytes: self.options.kv_budget,
+            lease: self.options.lease,
+            idle: self.options.idle,
+        }
+    }
+}
+
+async fn sweep(sessions: std::sync::Weak<Sessions>) {
+    while let Some(sessions) = sessions.upgrade() {
+        sessions.sweep();
+        drop(sessions);
+        tokio::time::sleep(SWEEP).await;
+    }
+}
+
+/// No new work; what runs is finished and handed over.
+async fn drain(sessions: &Sessions, health: &HealthReporter, timeout: Duration) {
+    sessions.drain();
+    health.set_not_serving::<Generated<Service>>().await;
+    health
+        .set_service_status("", tonic_health::ServingStatus::NotServing)
+        .await;
+    tracing::info!(?timeout, "draining: no new work is taken");
+    match tokio::time::timeout(timeout, sessions.idle()).await {
+        Ok(()) => tracing::info!("drained"),
+        Err(_) => tracing::warn!(?timeout, "sessions are left at the end of the drain timeout"),
     }
 }

@@ -3,54 +3,44 @@
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 
-use ds4_model::ModelSlice;
+use ds4_model::{Kv, TokenHash};
 use ds4_proto::v1::stage_server::Stage;
 use ds4_proto::v1::{
     ActivationFrame, CloseReply, DescribeRequest, Description, HandoffFrame, OpenReply, OpenRequest,
-    SessionRequest, StreamReply, TokenChunk,
+    RenewReply, RenewRequest, SessionRequest, StreamReply, TokenChunk,
 };
 use ds4_telemetry::{names, propagation};
 use futures::{Stream, StreamExt};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
-use tracing::Instrument;
+use tracing::{Instrument, Span};
 
 use super::StageOptions;
-use super::session::{Session, Sessions, Terms, take};
-use super::worker::Worker;
+use super::refusal::refused;
+use super::session::{Session, Terms};
+use super::worker::{Ends, Shared, Worker};
 use crate::Identity;
 use crate::chunk::Chunk;
-use crate::frames::{Assembler, Difference, from_token_chunk};
+use crate::frames::{Assembler, from_token_chunk};
 
-/// KV frames that may wait for the output pod; at 1 MiB each this bounds a session's send buffer.
+/// KV frames that may wait for the output pod; with the frame's size this bounds a session's send buffer.
 const HANDOFF_FRAMES: usize = 16;
 
 pub(crate) struct Service {
-    slice: Arc<dyn ModelSlice>,
+    shared: Shared,
     identity: Identity,
     options: StageOptions,
-    sessions: Arc<Sessions>,
 }
 
 type Frames<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
-pub(crate) fn refused((field, expected, found): Difference) -> Status {
-    Status::invalid_argument(format!("{field}: expected {expected}, found {found}"))
-}
-
 impl Service {
-    pub(crate) fn new(
-        slice: Arc<dyn ModelSlice>,
-        identity: Identity,
-        options: StageOptions,
-        sessions: Arc<Sessions>,
-    ) -> Self {
+    pub(crate) const fn new(shared: Shared, identity: Identity, options: StageOptions) -> Self {
         Self {
-            slice,
+            shared,
             identity,
             options,
-            sessions,
         }
     }
 
@@ -80,10 +70,10 @@ impl Service {
                 request.tokens.to_string(),
             )));
         }
-        if request.held_tokens != 0 {
+        if request.held_tokens >= request.tokens {
             return Err(refused((
                 "held tokens",
-                "0 (this build sends every row)".into(),
+                format!("fewer than {}", request.tokens),
                 request.held_tokens.to_string(),
             )));
         }
@@ -104,20 +94,73 @@ impl Service {
         Ok(())
     }
 
+    /// Opens the session and starts its worker.
+    fn start(&self, request: &OpenRequest, span: Span) -> Result<OpenReply, Status> {
+        let info = self.shared.slice.info();
+        let terms = Terms::new(request, info.span);
+        let (input, chunks) = mpsc::channel(terms.window);
+        let (deliver, delivered) = mpsc::channel(terms.window);
+        let (handoffs, handed): (Vec<_>, Vec<_>) = terms
+            .streams
+            .iter()
+            .map(|_| mpsc::channel(HANDOFF_FRAMES))
+            .unzip();
+        let cancel = self.shared.sessions.token();
+        let session = Arc::new(Session {
+            terms: terms.clone(),
+            cancel: cancel.clone(),
+            input: Mutex::new(Some(input)),
+            deliver: Mutex::new(Some(delivered)),
+            handoffs: handed
+                .into_iter()
+                .map(|frames| Mutex::new(Some(frames)))
+                .collect(),
+            taken: Notify::new(),
+        });
+        // The most that it may come to hold is set aside now, so that it cannot run out of room on the way.
+        let bytes = info.layout.bytes(info.span.layers(), terms.tokens);
+        let kept = self.shared.sessions.open(session, bytes)?;
+        let reply = OpenReply {
+            lease_ms: u32::try_from(self.options.lease.as_millis()).unwrap_or(u32::MAX),
+            frontier: kept.as_ref().map_or(0, Kv::frontier),
+            token_hash: kept.as_ref().map_or_else(TokenHash::default, Kv::hash).value(),
+        };
+        let ends = Ends {
+            chunks,
+            deliver,
+            handoffs,
+        };
+        let worker = Worker::new(self.shared.clone(), terms, ends, kept, span.clone());
+        tokio::spawn(worker.run(cancel).instrument(span));
+        Ok(reply)
+    }
+
     /// The input of a session and, behind it, what ends the stream early.
-    fn input(&self, session: &str, epoch: u64) -> Result<(Arc<Session>, mpsc::Sender<Chunk>), Status> {
-        let session = self.sessions.find(session, epoch)?;
-        let input = take(&session.input, "input")?;
+    fn input(&self, session: &str, epoch: u64) -> Result<(Arc<Session>, Input), Status> {
+        let session = self.shared.sessions.find(session, epoch)?;
+        let input = session.take(&session.input, "input")?;
         Ok((session, input))
     }
 }
 
+/// What a session's worker is fed with; an error is the reason why no more comes.
+pub(crate) type Input = mpsc::Sender<Result<Chunk, Status>>;
+
 /// Hands a chunk to the worker; an ended session refuses.
-async fn feed(session: &Session, input: &mpsc::Sender<Chunk>, chunk: Chunk) -> Result<(), Status> {
+async fn feed(session: &Session, input: &Input, chunk: Chunk) -> Result<(), Status> {
     tokio::select! {
         () = session.cancel.cancelled() => Err(Status::cancelled("session: ended")),
-        sent = input.send(chunk) => sent.map_err(|_| Status::cancelled("session: ended")),
+        sent = input.send(Ok(chunk)) => sent.map_err(|_| Status::cancelled("session: ended")),
     }
+}
+
+/// The end of an input; the worker hears why, when it is not a good one, before its neighbours complain of it.
+fn told(input: &Input, result: Result<StreamReply, Status>) -> Result<Response<StreamReply>, Status> {
+    if let Err(status) = &result {
+        // A full channel: the worker has enough to do until it finds the end.
+        let _ = input.try_send(Err(status.clone()));
+    }
+    result.map(Response::new)
 }
 
 /// The next message, within the session's deadline; silence and early ends are named.
@@ -137,11 +180,13 @@ impl Stage for Service {
     type HandoffStream = Frames<HandoffFrame>;
 
     async fn describe(&self, _: Request<DescribeRequest>) -> Result<Response<Description>, Status> {
-        Ok(Response::new(self.identity.description().clone()))
+        let mut description = self.identity.description().clone();
+        description.draining = self.shared.sessions.draining();
+        Ok(Response::new(description))
     }
 
     async fn open(&self, request: Request<OpenRequest>) -> Result<Response<OpenReply>, Status> {
-        let info = self.slice.info();
+        let info = self.shared.slice.info();
         let span = tracing::info_span!(
             "ds4.stage", otel.name = names::STAGE, layers = %info.span, backend = %info.backend,
             session = %request.get_ref().session,
@@ -152,37 +197,7 @@ impl Stage for Service {
         propagation::continue_from(&span, request.metadata());
         let request = request.into_inner();
         self.check(&request)?;
-        let terms = Terms::new(&request);
-        let (input, chunks) = mpsc::channel(terms.window);
-        let (deliver, delivered) = mpsc::channel(terms.window);
-        let (handoff, handed) = mpsc::channel(HANDOFF_FRAMES);
-        let cancel = self.sessions.token();
-        let session = Arc::new(Session {
-            terms: terms.clone(),
-            cancel: cancel.clone(),
-            input: Mutex::new(Some(input)),
-            deliver: Mutex::new(Some(delivered)),
-            handoff: Mutex::new(Some(handed)),
-        });
-        self.sessions.add(session)?;
-        let worker = Worker::new(
-            Arc::clone(&self.slice),
-            terms.clone(),
-            chunks,
-            deliver,
-            handoff,
-            span.clone(),
-        );
-        let sessions = Arc::clone(&self.sessions);
-        let work = async move {
-            worker.run(cancel).await;
-            sessions.remove(&terms.session, terms.epoch);
-            tracing::debug!(open = sessions.count(), "session ended");
-        };
-        tokio::spawn(work.instrument(span));
-        Ok(Response::new(OpenReply {
-            lease_ms: request.timeout_ms,
-        }))
+        Ok(Response::new(self.start(&request, span)?))
     }
 
     async fn prefill(
@@ -195,20 +210,7 @@ impl Stage for Service {
             .await?
             .ok_or_else(|| Status::invalid_argument("prefill: expected a chunk, found none"))?;
         let (session, input) = self.input(&first.session, first.epoch)?;
-        let mut reply = StreamReply::default();
-        let mut next_chunk = Some(first);
-        while let Some(message) = next_chunk {
-            let chunk = from_token_chunk(message, session.terms.chunk_tokens).map_err(refused)?;
-            let last = chunk.last;
-            reply = after(&chunk);
-            feed(&session, &input, chunk).await?;
-            next_chunk = if last {
-                None
-            } else {
-                next(&session, &mut stream).await?
-            };
-        }
-        Ok(Response::new(reply))
+        told(&input, tokens(&session, &input, first, &mut stream).await)
     }
 
     async fn forward(
@@ -221,26 +223,12 @@ impl Stage for Service {
             .await?
             .ok_or_else(|| Status::invalid_argument("forward: expected a frame, found none"))?;
         let (session, input) = self.input(&first.session, first.epoch)?;
-        let mut assembler = Assembler::new(
-            self.slice.info().config.hidden_width(),
+        let assembler = Assembler::new(
+            self.shared.slice.info().config.hidden_width(),
             session.terms.chunk_tokens,
         );
-        let mut reply = StreamReply::default();
-        let mut next_frame = Some(first);
-        while let Some(frame) = next_frame {
-            let mut last = false;
-            if let Some(chunk) = assembler.push(frame).map_err(refused)? {
-                last = chunk.last;
-                reply = after(&chunk);
-                feed(&session, &input, chunk).await?;
-            }
-            next_frame = if last {
-                None
-            } else {
-                next(&session, &mut stream).await?
-            };
-        }
-        Ok(Response::new(reply))
+        let fed = activations(&session, &input, assembler, first, &mut stream);
+        told(&input, fed.await)
     }
 
     async fn deliver(
@@ -248,8 +236,8 @@ impl Stage for Service {
         request: Request<SessionRequest>,
     ) -> Result<Response<Self::DeliverStream>, Status> {
         let request = request.into_inner();
-        let session = self.sessions.find(&request.session, request.epoch)?;
-        let frames = take(&session.deliver, "deliver")?;
+        let session = self.shared.sessions.find(&request.session, request.epoch)?;
+        let frames = session.take(&session.deliver, "deliver")?;
         Ok(Response::new(ReceiverStream::new(frames).boxed()))
     }
 
@@ -258,16 +246,74 @@ impl Stage for Service {
         request: Request<SessionRequest>,
     ) -> Result<Response<Self::HandoffStream>, Status> {
         let request = request.into_inner();
-        let session = self.sessions.find(&request.session, request.epoch)?;
-        let frames = take(&session.handoff, "handoff")?;
+        let session = self.shared.sessions.find(&request.session, request.epoch)?;
+        let stream = session.handoffs.get(request.stream as usize).ok_or_else(|| {
+            let (expected, found) = (session.handoffs.len(), request.stream);
+            refused(("stream", format!("0 to {}", expected - 1), found.to_string()))
+        })?;
+        let frames = session.take(stream, "handoff")?;
         Ok(Response::new(ReceiverStream::new(frames).boxed()))
+    }
+
+    async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<RenewReply>, Status> {
+        Ok(Response::new(RenewReply {
+            lost: self.shared.sessions.renew(request.into_inner().sessions),
+            draining: self.shared.sessions.draining(),
+        }))
     }
 
     async fn close(&self, request: Request<SessionRequest>) -> Result<Response<CloseReply>, Status> {
         let request = request.into_inner();
         Ok(Response::new(CloseReply {
-            found: self.sessions.remove(&request.session, request.epoch),
+            found: self.shared.sessions.remove(&request.session, request.epoch),
         }))
+    }
+}
+
+/// Feeds a session with the prompt.
+async fn tokens(
+    session: &Session,
+    input: &Input,
+    first: TokenChunk,
+    stream: &mut Streaming<TokenChunk>,
+) -> Result<StreamReply, Status> {
+    let mut message = first;
+    loop {
+        let chunk = from_token_chunk(message, session.terms.chunk_tokens).map_err(refused)?;
+        let (last, reply) = (chunk.last, after(&chunk));
+        feed(session, input, chunk).await?;
+        if last {
+            return Ok(reply);
+        }
+        match next(session, stream).await? {
+            Some(next) => message = next,
+            None => return Ok(reply),
+        }
+    }
+}
+
+/// Feeds a session with what the stage before it computed.
+async fn activations(
+    session: &Session,
+    input: &Input,
+    mut assembler: Assembler,
+    first: ActivationFrame,
+    stream: &mut Streaming<ActivationFrame>,
+) -> Result<StreamReply, Status> {
+    let (mut frame, mut reply) = (first, StreamReply::default());
+    loop {
+        if let Some(chunk) = assembler.push(frame).map_err(refused)? {
+            let last = chunk.last;
+            reply = after(&chunk);
+            feed(session, input, chunk).await?;
+            if last {
+                return Ok(reply);
+            }
+        }
+        match next(session, stream).await? {
+            Some(next) => frame = next,
+            None => return Ok(reply),
+        }
     }
 }
 

@@ -3,65 +3,62 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ds4_gguf::LayerSpan;
 use ds4_model::{Kv, ModelSlice};
-use ds4_proto::MESSAGE_BYTES;
-use ds4_proto::v1::stage_client::StageClient;
-use ds4_proto::v1::{ActivationFrame, HandoffFrame, StreamReply};
+use ds4_proto::v1::{ActivationFrame, HandoffFrame};
 use ds4_telemetry::propagation;
 use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
-use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Response, Status};
+use tonic::Status;
 use tracing::Span;
 
-use super::service::refused;
-use super::session::Terms;
+use super::onward::Onward;
+use super::refusal::refused;
+use super::session::{Sessions, Terms};
 use crate::chunk::Chunk;
+use crate::compute::Compute;
 use crate::frames::{Sender, activation_frames};
-use crate::route::channel;
+use crate::net::Dialer;
 
-/// Where computed chunks go.
-enum Onward {
-    /// The output pod pulls them.
-    Deliver(mpsc::Sender<Result<ActivationFrame, Status>>),
-    /// The next stage; its reply comes when the stream ends.
-    Forward(
-        mpsc::Sender<ActivationFrame>,
-        JoinHandle<Result<Response<StreamReply>, Status>>,
-    ),
+type Frames = mpsc::Sender<Result<HandoffFrame, Status>>;
+
+/// What a stage's sessions share.
+#[derive(Clone)]
+pub(crate) struct Shared {
+    pub(crate) slice: Arc<dyn ModelSlice>,
+    pub(crate) compute: Compute,
+    pub(crate) sessions: Arc<Sessions>,
+    pub(crate) dialer: Dialer,
+}
+
+/// The ends that a session's worker holds.
+pub(crate) struct Ends {
+    pub(crate) chunks: mpsc::Receiver<Result<Chunk, Status>>,
+    pub(crate) deliver: mpsc::Sender<Result<ActivationFrame, Status>>,
+    pub(crate) handoffs: Vec<Frames>,
 }
 
 pub(crate) struct Worker {
-    slice: Arc<dyn ModelSlice>,
+    shared: Shared,
     terms: Terms,
-    chunks: mpsc::Receiver<Chunk>,
-    deliver: mpsc::Sender<Result<ActivationFrame, Status>>,
-    handoff: mpsc::Sender<Result<HandoffFrame, Status>>,
+    ends: Ends,
+    kept: Option<Kv>,
     span: Span,
-    compute: Duration,
+    elapsed: Duration,
     activation_bytes: u64,
     /// Cancelled once the commit is handed over: the output pod may leave from then on.
     committed: CancellationToken,
 }
 
 impl Worker {
-    pub(crate) fn new(
-        slice: Arc<dyn ModelSlice>,
-        terms: Terms,
-        chunks: mpsc::Receiver<Chunk>,
-        deliver: mpsc::Sender<Result<ActivationFrame, Status>>,
-        handoff: mpsc::Sender<Result<HandoffFrame, Status>>,
-        span: Span,
-    ) -> Self {
+    pub(crate) fn new(shared: Shared, terms: Terms, ends: Ends, kept: Option<Kv>, span: Span) -> Self {
         Self {
-            slice,
+            shared,
             terms,
-            chunks,
-            deliver,
-            handoff,
+            ends,
+            kept,
             span,
-            compute: Duration::ZERO,
+            elapsed: Duration::ZERO,
             activation_bytes: 0,
             committed: CancellationToken::new(),
         }
@@ -69,98 +66,86 @@ impl Worker {
 
     /// Works until the shard is handed over, something fails, or `cancel`.
     pub(crate) async fn run(mut self, cancel: CancellationToken) {
-        let (deliver, handoff, span) = (self.deliver.clone(), self.handoff.clone(), self.span.clone());
-        let committed = self.committed.clone();
-        let left = async {
-            handoff.closed().await;
-            if committed.is_cancelled() {
-                std::future::pending::<()>().await;
-            }
-        };
+        let (deliver, handoffs) = (self.ends.deliver.clone(), self.ends.handoffs.clone());
+        let (sessions, terms, span) = (
+            Arc::clone(&self.shared.sessions),
+            self.terms.clone(),
+            self.span.clone(),
+        );
+        let left = left(handoffs.clone(), self.committed.clone());
         let result = tokio::select! {
             () = cancel.cancelled() => Err(Status::cancelled("session: ended")),
             // A dropped pull is a cancel: nobody wants this shard any more.
             () = left => Err(Status::cancelled("handoff: the output pod left")),
             result = self.prefill() => result,
         };
-        span.record("compute_ms", self.compute.as_secs_f64() * 1e3);
+        span.record("compute_ms", self.elapsed.as_secs_f64() * 1e3);
         span.record("activation_bytes", self.activation_bytes);
-        if let Err(status) = result {
-            span.record("error", status.message());
-            tracing::warn!(session = %self.terms.session, error = status.message(), "session failed");
-            // The receivers may be gone already; then nobody needs the reason.
-            let _ = deliver.try_send(Err(status.clone()));
-            let _ = handoff.try_send(Err(status));
-        }
+        drop(self);
+        let Err(status) = result else {
+            return sessions.rest(&terms);
+        };
+        sessions.remove(&terms.session, terms.epoch);
+        span.record("error", status.message());
+        tracing::warn!(session = %terms.session, error = status.message(), "session failed");
+        // The receivers may be gone already; then nobody needs the reason.
+        let _ = deliver.try_send(Err(status.clone()));
+        handoffs
+            .iter()
+            .for_each(|frames| drop(frames.try_send(Err(status.clone()))));
     }
 
     async fn prefill(&mut self) -> Result<(), Status> {
-        let mut onward = self.onward().await?;
-        let info = self.slice.info();
-        let mut kv = Kv::new(
-            &info.layout,
-            ds4_gguf::LayerSpan {
-                head: false,
-                ..info.span
-            },
-        );
-        let mut sender = Sender::new(self.terms.epoch);
+        let mut onward = Onward::open(&self.terms, &self.shared.dialer, &self.ends.deliver, &self.span)?;
+        let mut kv = self.kept.take().unwrap_or_else(|| self.empty());
+        let mut senders = self.senders();
         loop {
             let mut chunk = self.chunk().await?;
-            chunk.continues(&kv).map_err(refused)?;
-            let end = kv.frontier() + chunk.tokens.len() as u64;
-            if end > self.terms.tokens || chunk.last != (end == self.terms.tokens) {
-                return Err(refused((
-                    "tokens",
-                    self.terms.tokens.to_string(),
-                    format!("{end} (last: {})", chunk.last),
-                )));
+            if chunk.start == 0 {
+                // The other stages do not stand where this one does: all begin again.
+                kv = self.empty();
             }
+            self.check(&chunk, &kv)?;
             (chunk, kv) = self.compute(chunk, kv).await?;
             self.send(&mut onward, &chunk).await?;
-            for frame in sender.rows(&kv, chunk.last) {
-                self.hand(frame).await?;
-            }
+            // Without waiting: KV never delays activations. What does not fit goes with a later chunk.
+            self.offer(&mut senders, &kv);
             if chunk.last {
                 break;
             }
         }
-        #[allow(clippy::cast_possible_truncation)] // half a million years
-        let compute = self.compute.as_micros() as u64;
-        let commit = sender.commit(&kv, compute, propagation::traceparent(&self.span));
-        self.span.record("kv_bytes", kv.bytes());
-        self.hand(commit).await?;
+        self.hand_over(senders, kv).await?;
         self.committed.cancel();
-        self.close(onward).await
+        onward.close(self.terms.timeout).await?;
+        let session = self.shared.sessions.find(&self.terms.session, self.terms.epoch)?;
+        let taken = tokio::time::timeout(self.terms.timeout, session.all_taken()).await;
+        taken.map_err(|_| Status::deadline_exceeded("handoff: the output pod did not pull every part"))
     }
 
-    async fn onward(&self) -> Result<Onward, Status> {
-        if self.terms.next_hop.is_empty() {
-            return Ok(Onward::Deliver(self.deliver.clone()));
-        }
-        let unreachable = |error: &dyn ToString| {
-            Status::unavailable(format!(
-                "next hop {}: not reachable: {}",
-                self.terms.next_hop,
-                error.to_string()
-            ))
+    fn empty(&self) -> Kv {
+        let info = self.shared.slice.info();
+        let span = LayerSpan {
+            head: false,
+            ..info.span
         };
-        let channel =
-            channel(&self.terms.next_hop, self.terms.timeout).map_err(|error| unreachable(&error))?;
-        let mut client = StageClient::new(channel).max_encoding_message_size(MESSAGE_BYTES);
-        let (frames, outgoing) = mpsc::channel(self.terms.window);
-        let mut request = Request::new(ReceiverStream::new(outgoing));
-        propagation::inject(&self.span, request.metadata_mut());
-        Ok(Onward::Forward(
-            frames,
-            tokio::spawn(async move { client.forward(request).await }),
-        ))
+        Kv::new(&info.layout, span)
+    }
+
+    fn senders(&self) -> Vec<Sender> {
+        let Terms {
+            epoch,
+            held,
+            frame_bytes,
+            ..
+        } = self.terms;
+        let sender = |span: &LayerSpan| Sender::new(epoch, *span, held, frame_bytes);
+        self.terms.streams.iter().map(sender).collect()
     }
 
     async fn chunk(&mut self) -> Result<Chunk, Status> {
         let timeout = self.terms.timeout;
-        match tokio::time::timeout(timeout, self.chunks.recv()).await {
-            Ok(Some(chunk)) => Ok(chunk),
+        match tokio::time::timeout(timeout, self.ends.chunks.recv()).await {
+            Ok(Some(chunk)) => chunk,
             Ok(None) => Err(Status::aborted(
                 "input: expected chunks up to the last one, found the end of the stream",
             )),
@@ -170,88 +155,107 @@ impl Worker {
         }
     }
 
-    async fn compute(&mut self, mut chunk: Chunk, mut kv: Kv) -> Result<(Chunk, Kv), Status> {
-        let slice = Arc::clone(&self.slice);
-        let span = self.span.clone();
-        let work = move || {
-            let _entered = span.enter();
-            let started = Instant::now();
-            chunk
-                .compute(&*slice, &mut kv)
-                .map(|()| (chunk, kv, started.elapsed()))
-        };
-        let done = tokio::task::spawn_blocking(work).await;
-        let done = done.map_err(|error| Status::internal(format!("compute: {error}")))?;
-        let (chunk, kv, elapsed) = done.map_err(|error| Status::invalid_argument(error.to_string()))?;
-        self.compute += elapsed;
-        Ok((chunk, kv))
-    }
-
-    async fn send(&mut self, onward: &mut Onward, chunk: &Chunk) -> Result<(), Status> {
-        for frame in activation_frames(&self.terms.session, self.terms.epoch, chunk) {
-            self.activation_bytes += frame.data.len() as u64;
-            let timeout = self.terms.timeout;
-            let sent = async {
-                match onward {
-                    Onward::Deliver(frames) => frames.send(Ok(frame)).await.is_ok(),
-                    Onward::Forward(frames, _) => frames.send(frame).await.is_ok(),
-                }
-            };
-            match tokio::time::timeout(timeout, sent).await {
-                Ok(true) => {}
-                Ok(false) => return Err(self.lost(onward).await),
-                Err(_) => {
-                    return Err(Status::deadline_exceeded(format!(
-                        "next hop: took nothing within {timeout:?}"
-                    )));
-                }
-            }
+    fn check(&self, chunk: &Chunk, kv: &Kv) -> Result<(), Status> {
+        chunk.continues(kv).map_err(refused)?;
+        let end = kv.frontier() + chunk.tokens.len() as u64;
+        if end > self.terms.tokens || chunk.last != (end == self.terms.tokens) {
+            let found = format!("{end} (last: {})", chunk.last);
+            return Err(refused(("tokens", self.terms.tokens.to_string(), found)));
         }
         Ok(())
     }
 
-    /// Why the next hop does not take frames any more.
-    async fn lost(&self, onward: &mut Onward) -> Status {
-        match onward {
-            Onward::Deliver(_) => Status::cancelled("deliver: the output pod left"),
-            Onward::Forward(_, reply) => match tokio::time::timeout(self.terms.timeout, reply).await {
-                Ok(Ok(Err(status))) => {
-                    Status::unavailable(format!("next hop {}: {}", self.terms.next_hop, status.message()))
-                }
-                _ => Status::unavailable(format!("next hop {}: broke off", self.terms.next_hop)),
-            },
-        }
-    }
-
-    async fn hand(&self, frame: HandoffFrame) -> Result<(), Status> {
-        let timeout = self.terms.timeout;
-        match tokio::time::timeout(timeout, self.handoff.send(Ok(frame))).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) => Err(Status::cancelled("handoff: the output pod left")),
-            Err(_) => Err(Status::deadline_exceeded(format!(
-                "handoff: the output pod took nothing within {timeout:?}"
-            ))),
-        }
-    }
-
-    /// The next stage must have taken every chunk.
-    async fn close(&self, onward: Onward) -> Result<(), Status> {
-        let Onward::Forward(frames, mut reply) = onward else {
-            return Ok(());
+    async fn compute(&mut self, mut chunk: Chunk, mut kv: Kv) -> Result<(Chunk, Kv), Status> {
+        let slice = Arc::clone(&self.shared.slice);
+        let span = self.span.clone();
+        let work = move || {
+            let _entered = span.enter();
+            let started = Instant::now();
+            let computed = chunk.compute(&*slice, &mut kv);
+            computed.map(|()| (chunk, kv, started.elapsed()))
         };
-        drop(frames);
-        match tokio::time::timeout(self.terms.timeout, &mut reply).await {
-            Ok(Ok(Ok(_))) => Ok(()),
-            Ok(Ok(Err(status))) => Err(Status::unavailable(format!(
-                "next hop {}: {}",
-                self.terms.next_hop,
-                status.message()
-            ))),
-            Ok(Err(error)) => Err(Status::internal(format!("next hop: {error}"))),
-            Err(_) => Err(Status::deadline_exceeded(format!(
-                "next hop {}: no reply",
-                self.terms.next_hop
-            ))),
+        let done = self.shared.compute.run(work).await;
+        let done = done.map_err(|error| Status::internal(error.to_string()))?;
+        let (chunk, kv, elapsed) = done.map_err(|error| Status::invalid_argument(error.to_string()))?;
+        self.elapsed += elapsed;
+        Ok((chunk, kv))
+    }
+
+    async fn send(&mut self, onward: &mut Onward, chunk: &Chunk) -> Result<(), Status> {
+        let end = chunk.start + chunk.tokens.len() as u64;
+        if onward.delivers() && end <= self.terms.held {
+            // The output pod has computed its layers of these tokens itself.
+            return onward.send(ActivationFrame::default(), self.terms.timeout).await;
         }
+        for frame in activation_frames(
+            &self.terms.session,
+            self.terms.epoch,
+            chunk,
+            self.terms.frame_bytes,
+        ) {
+            self.activation_bytes += frame.data.len() as u64;
+            onward.send(frame, self.terms.timeout).await?;
+        }
+        Ok(())
+    }
+
+    fn offer(&self, senders: &mut [Sender], kv: &Kv) {
+        for (sender, frames) in senders.iter_mut().zip(&self.ends.handoffs) {
+            let mut beat = Some(Sender::beat(kv));
+            while let Ok(place) = frames.try_reserve() {
+                let Some(frame) = sender.next(kv, false).or_else(|| beat.take()) else {
+                    break;
+                };
+                beat = None;
+                place.send(Ok(frame));
+            }
+        }
+    }
+
+    /// What is left, then the commits. The session is kept before the commits go: with them the output pod may come back at once.
+    async fn hand_over(&self, mut senders: Vec<Sender>, kv: Kv) -> Result<(), Status> {
+        let timeout = self.terms.timeout;
+        let rows = senders
+            .iter_mut()
+            .zip(&self.ends.handoffs)
+            .map(|(sender, frames)| async {
+                while let Some(frame) = sender.next(&kv, true) {
+                    hand(frames, frame, timeout).await?;
+                }
+                Ok::<_, Status>(())
+            });
+        futures::future::try_join_all(rows).await?;
+        #[allow(clippy::cast_possible_truncation)] // half a million years
+        let compute = self.elapsed.as_micros() as u64;
+        let link = propagation::traceparent(&self.span);
+        let commits: Vec<_> = senders
+            .iter()
+            .map(|sender| sender.commit(&kv, compute, link.clone()))
+            .collect();
+        self.span.record("kv_bytes", kv.bytes());
+        self.shared.sessions.keep(&self.terms, kv);
+        for (commit, frames) in commits.into_iter().zip(&self.ends.handoffs) {
+            hand(frames, commit, timeout).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Resolves when any handoff is dropped before its commit went out.
+async fn left(handoffs: Vec<Frames>, committed: CancellationToken) {
+    let closed = handoffs.iter().map(|frames| Box::pin(frames.closed()));
+    futures::future::select_all(closed).await;
+    if committed.is_cancelled() {
+        std::future::pending::<()>().await;
+    }
+}
+
+async fn hand(frames: &Frames, frame: HandoffFrame, timeout: Duration) -> Result<(), Status> {
+    match tokio::time::timeout(timeout, frames.send(Ok(frame))).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) => Err(Status::cancelled("handoff: the output pod left")),
+        Err(_) => Err(Status::deadline_exceeded(format!(
+            "handoff: the output pod took nothing within {timeout:?}"
+        ))),
     }
 }

@@ -26,6 +26,7 @@ async fn a_prompt_beyond_the_context_names_the_limit() {
 async fn one_more_than_the_queue_holds_is_refused_and_the_rest_are_answered() {
     let options = EngineOptions {
         queue: 1,
+        sessions: 1,
         ..EngineOptions::default()
     };
     let engine = unconnected(0, &[], options);
@@ -77,7 +78,7 @@ async fn a_client_that_leaves_frees_every_stage_within_half_a_second() {
         ..StageOptions::default()
     };
     let (first, second) = (
-        stage_at("127.0.0.1:0", 0, 0, one),
+        stage_at("127.0.0.1:0", 0, 0, one.clone()),
         stage_at("127.0.0.1:0", 1, 1, one),
     );
     let engine = engine(2, &[&first, &second], strict()).await;

@@ -4,6 +4,13 @@ use ds4_runtime::{Decision, EngineOptions, Policy};
 
 use crate::support::{alone, ask, engine, prompt, stage, strict};
 
+const fn disaggregated(stages: u32) -> Decision {
+    Decision::Disaggregated {
+        stages,
+        retried: None,
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn two_and_three_stages_decode_what_one_process_decodes() {
     let (first, second, both) = (stage(0, 0), stage(1, 1), stage(0, 1));
@@ -14,12 +21,9 @@ async fn two_and_three_stages_decode_what_one_process_decodes() {
         let expected = alone(&prompt).await;
         assert_eq!(
             ask(&two, &prompt).await.unwrap(),
-            (Decision::Disaggregated { stages: 1 }, expected.clone())
+            (disaggregated(1), expected.clone())
         );
-        assert_eq!(
-            ask(&three, &prompt).await.unwrap(),
-            (Decision::Disaggregated { stages: 2 }, expected)
-        );
+        assert_eq!(ask(&three, &prompt).await.unwrap(), (disaggregated(2), expected));
     }
 }
 
@@ -35,8 +39,7 @@ async fn the_policy_decides_and_says_why() {
     let (decision, _) = ask(&engine, &prompt(19)).await.unwrap();
     let reason = "19 prompt tokens are fewer than 20".into();
     assert_eq!(decision, Decision::Local { reason });
-    assert_eq!(
-        ask(&engine, &prompt(20)).await.unwrap().0.label(),
-        "disaggregated"
-    );
+    // Not a continuation of the other: 20 tokens are new.
+    let other: Vec<u32> = prompt(21)[1..].to_vec();
+    assert_eq!(ask(&engine, &other).await.unwrap().0.label(), "disaggregated");
 }

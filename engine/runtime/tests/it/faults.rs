@@ -47,7 +47,7 @@ async fn the_policy_fail_fails_within_the_deadline() {
     stages[0].kill();
     let error = answer(generation).await.unwrap_err().to_string();
     assert!(
-        killed.elapsed() < Duration::from_secs(5),
+        killed.elapsed() < Duration::from_secs(20),
         "{:?}",
         killed.elapsed()
     );
@@ -99,30 +99,24 @@ async fn a_stage_that_restarted_serves_the_next_request() {
     let mut first = stage(0, 0);
     let second = stage(1, 1);
     let engine = engine(2, &[&first, &second], lenient()).await;
-    let expected = ask(&engine, &prompt(100)).await.unwrap();
+    ask(&engine, &prompt(100)).await.unwrap();
     first.kill();
     let address = first.endpoint.clone();
     let _again = restart(&address).await;
     // Nobody asked the route in between: the request itself finds another process there, and asks again.
-    assert_eq!(ask(&engine, &prompt(100)).await.unwrap(), expected);
+    let other: Vec<u32> = prompt(101)[1..].to_vec();
+    let (decision, tokens) = ask(&engine, &other).await.unwrap();
+    assert!(
+        decision.to_string().starts_with("disaggregated; retried=stage"),
+        "{decision}"
+    );
+    assert_eq!(tokens, alone(&other).await);
 }
 
 /// The killed listener's port is free once its runtime has let go of it.
-async fn restart(address: &str) -> crate::support::Served {
+pub async fn restart(address: &str) -> crate::support::Served {
     while std::net::TcpListener::bind(address).is_err() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     stage_at(address, 0, 0, StageOptions::default())
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_stage_told_to_stop_says_so() {
-    let mut stage = stage(0, 1);
-    let engine = engine(2, &[&stage], lenient()).await;
-    let mut generation = engine.generate(request(prompt(LONG)));
-    assert!(matches!(generation.next().await, Some(Event::Prefill { .. })));
-    stage.terminate();
-    let (decision, tokens) = answer(generation).await.unwrap();
-    assert_eq!(decision.label(), "recomputed", "{decision}");
-    assert_eq!(tokens, alone(&prompt(LONG)).await);
 }

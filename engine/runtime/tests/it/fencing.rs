@@ -8,14 +8,14 @@ use tonic::{Code, Status};
 
 use crate::support::{Change, Served, stage, stage_at};
 
-async fn client(stage: &Served) -> StageClient<Channel> {
+pub async fn client(stage: &Served) -> StageClient<Channel> {
     StageClient::connect(format!("http://{}", stage.endpoint))
         .await
         .unwrap()
 }
 
 /// What an output pod would send for a prompt of 8 tokens.
-async fn terms(client: &mut StageClient<Channel>, session: &str, epoch: u64) -> OpenRequest {
+pub async fn terms(client: &mut StageClient<Channel>, session: &str, epoch: u64) -> OpenRequest {
     let described = client.describe(DescribeRequest {}).await.unwrap().into_inner();
     OpenRequest {
         session: session.into(),
@@ -32,16 +32,17 @@ async fn terms(client: &mut StageClient<Channel>, session: &str, epoch: u64) -> 
     }
 }
 
-fn refused<T: std::fmt::Debug>(answer: Result<T, Status>, code: Code, text: &str) {
+pub fn refused<T: std::fmt::Debug>(answer: Result<T, Status>, code: Code, text: &str) {
     let status = answer.unwrap_err();
     assert_eq!(status.code(), code, "{status}");
     assert!(status.message().contains(text), "{status}");
 }
 
-fn at(session: &str, epoch: u64) -> SessionRequest {
+pub fn at(session: &str, epoch: u64) -> SessionRequest {
     SessionRequest {
         session: session.into(),
         epoch,
+        ..SessionRequest::default()
     }
 }
 
@@ -93,10 +94,11 @@ async fn an_older_epoch_is_fenced_off() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn terms_that_do_not_fit_are_refused_by_name() {
+pub async fn terms_that_do_not_fit_are_refused_by_name() {
     let limits = StageOptions {
         sessions: 1,
         max_tokens: 100,
+        ..StageOptions::default()
     };
     let stage = stage_at("127.0.0.1:0", 0, 1, limits);
     let mut client = client(&stage).await;
@@ -124,9 +126,11 @@ async fn terms_that_do_not_fit_are_refused_by_name() {
             Code::InvalidArgument,
             |r| r.chunk_tokens = 0,
         ),
-        ("held tokens: expected 0", Code::InvalidArgument, |r| {
-            r.held_tokens = 4
-        }),
+        (
+            "held tokens: expected fewer than 8, found 8",
+            Code::InvalidArgument,
+            |r| r.held_tokens = 8,
+        ),
         (
             "activation bits: expected 32, found 8",
             Code::InvalidArgument,

@@ -2,9 +2,17 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod admission;
+mod certificates;
+mod drain;
 mod equal;
 mod faults;
 mod fencing;
+mod leases;
+mod matrix;
 mod meddle;
+mod proxy;
+mod spares;
+mod store;
 mod support;
 mod tamper;
+mod turns;

@@ -6,7 +6,7 @@ use ds4_proto::v1::stage_client::StageClient;
 use ds4_proto::v1::stage_server::{Stage, StageServer};
 use ds4_proto::v1::{
     ActivationFrame, CloseReply, DescribeRequest, Description, HandoffFrame, OpenReply, OpenRequest,
-    SessionRequest, StreamReply, TokenChunk,
+    RenewReply, RenewRequest, SessionRequest, StreamReply, TokenChunk,
 };
 use futures::StreamExt;
 use futures::stream::BoxStream;
@@ -152,6 +152,10 @@ impl Stage for Meddler {
             }
         });
         Ok(Response::new(ReceiverStream::new(receiver).boxed()))
+    }
+
+    async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<RenewReply>, Status> {
+        self.stage.clone().renew(request).await
     }
 
     async fn close(&self, request: Request<SessionRequest>) -> Result<Response<CloseReply>, Status> {

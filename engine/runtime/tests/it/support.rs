@@ -11,7 +11,7 @@ use ds4_model::choice::Shaping;
 use ds4_model::sampling::Sampling;
 use ds4_model::{Graph, ModelSlice, Numerics};
 use ds4_runtime::{
-    Decision, Engine, EngineError, EngineOptions, Event, Generate, Generation, OnFailure, Policy,
+    Decision, Engine, EngineError, EngineOptions, Event, Finished, Generate, Generation, OnFailure, Policy,
     StageOptions, StageServer,
 };
 use ds4_synth::{Dims, Preset};
@@ -131,12 +131,12 @@ pub fn stage_at(address: &str, first: usize, last: usize, options: StageOptions)
     })
 }
 
-/// Every prompt goes over the route, small chunks, short deadlines, and failures are shown.
+/// Every prompt goes over the route, small chunks, and failures are shown. The deadline leaves room for a busy machine.
 pub fn strict() -> EngineOptions {
     EngineOptions {
         prefill_chunk: 32,
         min_prompt_tokens: 1,
-        handoff_timeout: Duration::from_secs(5),
+        handoff_timeout: Duration::from_secs(20),
         on_failure: OnFailure::Fail,
         policy: Policy::Always,
         ..EngineOptions::default()
@@ -173,14 +173,23 @@ pub fn request(prompt: Vec<u32>) -> Generate {
 }
 
 /// What became of a request.
-pub async fn answer(mut generation: Generation) -> Result<(Decision, Vec<u32>), EngineError> {
+pub async fn answer(generation: Generation) -> Result<(Decision, Vec<u32>), EngineError> {
+    finished(generation)
+        .await
+        .map(|(decision, tokens, _)| (decision, tokens))
+}
+
+/// The same with the numbers of its end.
+pub async fn finished(mut generation: Generation) -> Result<(Decision, Vec<u32>, Finished), EngineError> {
     let (mut decision, mut tokens) = (None, Vec::new());
     while let Some(event) = generation.next().await {
         match event {
             Event::Prefill { .. } | Event::Logprobs(_) => {}
             Event::Decided(decided) => decision = Some(decided),
             Event::Token(token) => tokens.push(token),
-            Event::Finished(_) => return Ok((decision.expect("decided before it finished"), tokens)),
+            Event::Finished(finished) => {
+                return Ok((decision.expect("decided before it finished"), tokens, finished));
+            }
             Event::Failed(error) => return Err(error),
         }
     }
@@ -198,4 +207,16 @@ pub async fn alone(prompt: &[u32]) -> Vec<u32> {
     let (decision, tokens) = ask(&engine, prompt).await.unwrap();
     assert_eq!(decision.label(), "local");
     tokens
+}
+
+/// Waits until something is so; fails the test when it is not within two seconds.
+pub async fn soon(what: &str, is_so: impl Fn() -> bool) {
+    let started = std::time::Instant::now();
+    while !is_so() {
+        assert!(
+            started.elapsed() < Duration::from_secs(2),
+            "not within two seconds: {what}"
+        );
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
 }

@@ -109,12 +109,15 @@ async fn another_valid_row_changes_the_tokens() {
                         });
                         rows.crc32c = crc32c::crc32c(&rows.data);
                     }
-                    digest.update(&rows.data);
+                    for number in [rows.layer, rows.kind.cast_unsigned(), rows.rows, rows.crc32c] {
+                        digest.update(number.to_le_bytes());
+                    }
+                    digest.update(rows.first_row.to_le_bytes());
                 }
                 Some(Frame::Commit(commit)) => {
                     commit.digest = Bytes::copy_from_slice(&digest.finalize_reset())
                 }
-                None => {}
+                Some(Frame::Beat(_)) | None => {}
             }
             Passed::Frames(vec![frame])
         })
@@ -211,7 +214,7 @@ async fn activations_are_checked_too() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stage_of_another_model_or_build_never_joins() {
     let cases: [(&str, Change<Description>); 7] = [
-        ("protocol: expected 1 (ours), found 2 (theirs)", |d| {
+        ("protocol: expected 2 (ours), found 3 (theirs)", |d| {
             d.protocol += 1
         }),
         ("fingerprint: expected ", |d| d.fingerprint = "0".repeat(64)),

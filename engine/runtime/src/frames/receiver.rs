@@ -1,0 +1,120 @@
+//! The receiving end of a handoff.
+
+use ds4_model::{Kv, KvStaging, TokenHash};
+use ds4_proto::v1::{Commit, KvFrame};
+use sha2::{Digest, Sha256};
+
+use super::{Difference, differs, digest, from_wire};
+
+/// Why a received frame is refused.
+#[derive(Debug)]
+pub(crate) enum Refusal {
+    Frame(Difference),
+    Kv(ds4_model::KvError),
+}
+
+impl From<Difference> for Refusal {
+    fn from(difference: Difference) -> Self {
+        Self::Frame(difference)
+    }
+}
+
+/// Receives a shard. Nothing of it is visible before [`Receiver::commit`].
+#[derive(Debug)]
+pub(crate) struct Receiver {
+    epoch: u64,
+    staging: KvStaging,
+    digest: Sha256,
+    pub(crate) frames: u64,
+    pub(crate) bytes: u64,
+    pub(crate) rows: u64,
+}
+
+impl Receiver {
+    pub(crate) fn new(epoch: u64, staging: KvStaging) -> Self {
+        Self {
+            epoch,
+            staging,
+            digest: Sha256::new(),
+            frames: 0,
+            bytes: 0,
+            rows: 0,
+        }
+    }
+
+    pub(crate) fn rows(&mut self, frame: &KvFrame) -> Result<(), Refusal> {
+        self.fence(frame.epoch)?;
+        let found = crc32c::crc32c(&frame.data);
+        if found != frame.crc32c {
+            return Err(differs(
+                "KV crc32c",
+                format!("{:08x}", frame.crc32c),
+                format!("{found:08x}"),
+            )
+            .into());
+        }
+        let kind = from_wire(frame.kind)?;
+        let rows = self
+            .staging
+            .write(frame.layer as usize, kind, frame.first_row, &frame.data)
+            .map_err(Refusal::Kv)?;
+        if rows != u64::from(frame.rows) {
+            return Err(differs("rows of a KV frame", frame.rows, rows).into());
+        }
+        digest(&mut self.digest, frame);
+        (self.frames, self.bytes, self.rows) = (
+            self.frames + 1,
+            self.bytes + frame.data.len() as u64,
+            self.rows + rows,
+        );
+        Ok(())
+    }
+
+    /// Checks what the sender says against what came and against the prompt; then extends `base`, which has the rows that were not sent.
+    pub(crate) fn commit(
+        self,
+        commit: &Commit,
+        base: &mut Kv,
+        frontier: u64,
+        hash: TokenHash,
+    ) -> Result<(), Refusal> {
+        self.fence(commit.epoch)?;
+        let fields = [
+            ("frontier", frontier.to_string(), commit.frontier.to_string()),
+            (
+                "token hash",
+                hash.to_string(),
+                TokenHash::from_value(commit.token_hash).to_string(),
+            ),
+            ("frames", self.frames.to_string(), commit.frames.to_string()),
+            ("bytes", self.bytes.to_string(), commit.bytes.to_string()),
+            ("digest", hex(&self.digest.finalize()), hex(&commit.digest)),
+        ];
+        if let Some(difference) = fields.into_iter().find(|(_, expected, found)| expected != found) {
+            return Err(difference.into());
+        }
+        for count in &commit.rows {
+            let (layer, kind) = (count.layer as usize, from_wire(count.kind)?);
+            let rows = base.layout().expected_rows(layer, kind, frontier);
+            if rows != (count.first..count.end) && !(rows.is_empty() && count.first == count.end) {
+                let found = format!("{}..{}", count.first, count.end);
+                return Err(differs("row counts", format!("{rows:?} in layer {layer}"), found).into());
+            }
+        }
+        self.staging
+            .commit_onto(base, frontier, hash)
+            .map_err(Refusal::Kv)
+    }
+
+    fn fence(&self, epoch: u64) -> Result<(), Difference> {
+        if epoch == self.epoch {
+            Ok(())
+        } else {
+            Err(differs("epoch", self.epoch, epoch))
+        }
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,121 @@
+//! The sending end of a handoff.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use ds4_gguf::LayerSpan;
+use ds4_model::{Kv, KvKind};
+use ds4_proto::v1::{Beat, Commit, HandoffFrame, KvFrame, RowCount, handoff_frame};
+use sha2::{Digest, Sha256};
+
+use super::{digest, to_wire};
+
+/// Sends the rows of some layers of a session that the receiver lacks: append-only rows as they come, the rest at the end.
+///
+/// It keeps no rows: what could not be sent yet is read again from the session when it can.
+#[derive(Debug)]
+pub(crate) struct Sender {
+    epoch: u64,
+    span: LayerSpan,
+    held: u64,
+    frame_bytes: usize,
+    sent: BTreeMap<(usize, KvKind), u64>,
+    digest: Sha256,
+    frames: u64,
+    bytes: u64,
+}
+
+#[allow(clippy::cast_possible_truncation)] // layer numbers; rows of one frame
+impl Sender {
+    /// For the layers of `span` and a receiver that has the rows of `held` tokens.
+    pub(crate) fn new(epoch: u64, span: LayerSpan, held: u64, frame_bytes: usize) -> Self {
+        Self {
+            epoch,
+            span,
+            held,
+            frame_bytes,
+            sent: BTreeMap::new(),
+            digest: Sha256::new(),
+            frames: 0,
+            bytes: 0,
+        }
+    }
+
+    /// The next rows that can be sent; with `all`, also the window and the states. `None` when nothing is left for now.
+    pub(crate) fn next(&mut self, kv: &Kv, all: bool) -> Option<HandoffFrame> {
+        let (layer, kind, first) = self.waiting(kv, all)?;
+        let row_bytes = kv.layout().row_bytes(layer, kind).max(1);
+        let most = (self.frame_bytes / row_bytes).max(1) as u64;
+        let end = kv.rows(layer, kind).end.min(first + most);
+        let data = kv.read(layer, kind, first..end).ok()?;
+        let frame = KvFrame {
+            epoch: self.epoch,
+            layer: layer as u32,
+            kind: to_wire(kind).into(),
+            first_row: first,
+            rows: (end - first) as u32,
+            crc32c: crc32c::crc32c(data),
+            data: Bytes::copy_from_slice(data),
+        };
+        digest(&mut self.digest, &frame);
+        (self.frames, self.bytes) = (self.frames + 1, self.bytes + data.len() as u64);
+        self.sent.insert((layer, kind), end);
+        Some(HandoffFrame {
+            frame: Some(handoff_frame::Frame::Rows(frame)),
+        })
+    }
+
+    /// What is sent for a chunk that brought no rows.
+    pub(crate) fn beat(kv: &Kv) -> HandoffFrame {
+        HandoffFrame {
+            frame: Some(handoff_frame::Frame::Beat(Beat {
+                frontier: kv.frontier(),
+            })),
+        }
+    }
+
+    fn waiting(&self, kv: &Kv, all: bool) -> Option<(usize, KvKind, u64)> {
+        let layout = kv.layout();
+        let kinds = self
+            .span
+            .layers()
+            .flat_map(|layer| layout.kinds(layer).iter().map(move |kind| (layer, *kind)));
+        let next = |(layer, kind)| {
+            let missing = layout.missing_rows(layer, kind, self.held, kv.frontier());
+            let from = self.sent.get(&(layer, kind)).copied().unwrap_or(missing.start);
+            (from < missing.end).then_some((layer, kind, from))
+        };
+        kinds.filter(|(_, kind)| all || kind.append_only()).find_map(next)
+    }
+
+    /// The shard is complete.
+    pub(crate) fn commit(&self, kv: &Kv, compute_us: u64, span: String) -> HandoffFrame {
+        let kinds = self
+            .span
+            .layers()
+            .flat_map(|layer| kv.layout().kinds(layer).iter().map(move |kind| (layer, *kind)));
+        let count = |(layer, kind): (usize, KvKind)| {
+            let rows = kv.rows(layer, kind);
+            RowCount {
+                layer: layer as u32,
+                kind: to_wire(kind).into(),
+                first: rows.start,
+                end: rows.end,
+            }
+        };
+        let commit = Commit {
+            epoch: self.epoch,
+            frontier: kv.frontier(),
+            token_hash: kv.hash().value(),
+            rows: kinds.map(count).collect(),
+            frames: self.frames,
+            bytes: self.bytes,
+            digest: Bytes::copy_from_slice(&self.digest.clone().finalize()),
+            compute_us,
+            span,
+        };
+        HandoffFrame {
+            frame: Some(handoff_frame::Frame::Commit(commit)),
+        }
+    }
+}
