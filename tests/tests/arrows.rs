@@ -45,6 +45,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "ds4-fetch",
             "ds4-gguf",
             "ds4-kernels",
+            "ds4-kernels-cuda",
+            "ds4-model-cuda",
             "ds4-kernels-cpu",
             "ds4-model",
             "ds4-plan",

@@ -4,6 +4,7 @@ pub mod ask;
 pub mod bench;
 pub mod cluster;
 pub mod demo;
+pub mod fatbin;
 pub mod formats;
 pub mod images;
 pub mod journey;

@@ -11,7 +11,7 @@ use xtask::bench::Bench;
 use xtask::cluster::{self, Cluster, Provider};
 use xtask::images::{self, Name};
 use xtask::sanitize::{self, Tool};
-use xtask::{demo, formats, journey, oracle, processes, steps};
+use xtask::{demo, fatbin, formats, journey, oracle, processes, steps};
 
 /// Commands of the DS4 repository.
 #[derive(Parser)]
@@ -79,6 +79,12 @@ enum Xtask {
     Cluster(ClusterCommand),
     /// Builds the images as archives in .cache/images; no builder and no registry is needed.
     Images,
+    /// Builds the CUDA kernels for devices into .cache/cuda, by nvcc from PyPI, and checks them; no GPU is needed.
+    Fatbin {
+        /// Renews the table in docs/gpu.
+        #[arg(long)]
+        write: bool,
+    },
     /// Writes the CustomResourceDefinition, the chart's copy and docs/api.md from the types.
     Crds {
         /// Writes nothing; fails when the files are not what the types give.
@@ -184,6 +190,7 @@ fn run(command: Xtask) -> Result<()> {
         Xtask::Journey {
             all, only, cluster, ..
         } => journey::run(&journey::Choice { all, only, cluster }),
+        Xtask::Fatbin { write } => fatbin::run(write),
         Xtask::Cluster(command) => run_cluster(command),
         Xtask::Images => {
             for archive in images::build(&Name::OURS)? {

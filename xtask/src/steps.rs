@@ -64,6 +64,11 @@ const STEPS: &[Step] = &[
         rustdoc_flags: "",
     },
     Step {
+        name: "fatbin",
+        arguments: &["run", "--quiet", "--package", "xtask", "--", "fatbin"],
+        rustdoc_flags: "",
+    },
+    Step {
         name: "journey",
         arguments: &["run", "--quiet", "--package", "xtask", "--", "journey"],
         rustdoc_flags: "",

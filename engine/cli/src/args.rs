@@ -65,6 +65,28 @@ pub(crate) enum Command {
     },
 }
 
+/// Where a model is computed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub(crate) enum BackendArgument {
+    /// A CUDA device when the driver and its kernels are there, else the CPU; the log says which and why.
+    Auto,
+    /// The processor.
+    Cpu,
+    /// A CUDA device, or an error that says what is missing.
+    Cuda,
+}
+
+impl BackendArgument {
+    /// As it is written on a command line.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Cpu => "cpu",
+            Self::Cuda => "cuda",
+        }
+    }
+}
+
 /// How a model is computed.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct ComputeArguments {
@@ -79,6 +101,12 @@ pub(crate) struct ComputeArguments {
         value_name = "canonical|reference"
     )]
     pub(crate) numerics: Numerics,
+    /// Where to compute; results have the same bits everywhere.
+    #[arg(long, env = "DS4_BACKEND", value_enum, default_value = "auto")]
+    pub(crate) backend: BackendArgument,
+    /// CUDA device; CUDA_VISIBLE_DEVICES renumbers them.
+    #[arg(long, env = "DS4_CUDA_DEVICE", default_value_t = 0, value_name = "N")]
+    pub(crate) cuda_device: usize,
     /// Compute threads [default: one per core].
     #[arg(long, env = "DS4_THREADS", value_name = "N")]
     pub(crate) threads: Option<usize>,

@@ -88,7 +88,9 @@ fn spawn(span: LayerSpan, compute: &ComputeArguments) -> Result<Child> {
         .arg("--model")
         .arg(&compute.model)
         .arg("--numerics")
-        .arg(compute.numerics.to_string());
+        .arg(compute.numerics.to_string())
+        .args(["--cuda-device", &compute.cuda_device.to_string()])
+        .args(["--backend", compute.backend.name()]);
     if let Some(threads) = compute.threads {
         command.args(["--threads", &threads.to_string()]);
     }

@@ -90,10 +90,12 @@ EXPERTS(q8_0_one, Q8_0, 4, 1)
 EXPERTS(q2_k_one, Q2_K, 4, 1)
 EXPERTS(q4_k_one, Q4_K, 4, 1)
 EXPERTS(iq2_xxs_one, IQ2_XXS, 4, 1)
+EXPERTS(mxfp4_one, MXFP4, 4, 1)
 EXPERTS(q8_0_many, Q8_0, 1, 8)
 EXPERTS(q2_k_many, Q2_K, 1, 8)
 EXPERTS(q4_k_many, Q4_K, 1, 8)
 EXPERTS(iq2_xxs_many, IQ2_XXS, 1, 8)
+EXPERTS(mxfp4_many, MXFP4, 1, 8)
 
 // The shared expert's activation, in place of `gate`. A thread per value.
 GLOBAL swiglu(float* __restrict__ gate, const float* __restrict__ up, unsigned count, float bound) {

@@ -99,6 +99,37 @@ struct IQ2_XXS {
     }
 };
 
+// Body: 16 bytes of codes, values 0 to 15 in the low nibbles. Codes are doubled to integers, which the halved power of two makes good.
+struct MXFP4 {
+    static constexpr int BLOCK = 32, HEAD = 1, BODY = 16;
+    static constexpr bool MINIMUMS = false;
+    DEVICE Scales scales(const uint8_t* head) {
+        const unsigned e = head[0];
+        return {__uint_as_float(e == 0 ? 1u << 21 : e == 1 ? 1u << 22 : (e - 1) << 23), 0.0f};
+    }
+    // Twice the values of four codes, which lie in the low nibbles of the bytes.
+    DEVICE unsigned doubled(unsigned codes) {
+        unsigned selector = codes & 0x07070707u;
+        selector = (selector | selector >> 4) & 0x00ff00ffu;
+        selector = (selector | selector >> 8) & 0xffffu;
+        const unsigned magnitudes = __byte_perm(0x03020100u, 0x0c080604u, selector);
+        // Minus zero is zero: its complement would carry into the next byte.
+        const unsigned some = (codes | codes >> 1 | codes >> 2) & 0x01010101u, minus = codes >> 3 & some;
+        return (magnitudes ^ minus * 0xffu) + minus;
+    }
+    DEVICE Piece piece(const uint8_t* body, int) {
+        Piece p;
+        for (int i = 0; i < 4; i++) {
+            const unsigned bytes = load_u32(body + 4 * i);
+            p.codes[i] = doubled(bytes & 0x0f0f0f0fu);
+            p.codes[i + 4] = doubled(bytes >> 4 & 0x0f0f0f0fu);
+        }
+        p.step[0] = p.step[1] = 1;
+        p.minimum[0] = p.minimum[1] = 0;
+        return p;
+    }
+};
+
 // The exact integers of 32 products: codes times steps, and activations times minimums.
 template <class F>
 DEVICE int2 piece_dot(const Piece& w, const int8_t* activations) {

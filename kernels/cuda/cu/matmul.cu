@@ -32,10 +32,12 @@ MATMUL(matvec_q8_0, Q8_0, 4, 1)
 MATMUL(matvec_q2_k, Q2_K, 4, 1)
 MATMUL(matvec_q4_k, Q4_K, 4, 1)
 MATMUL(matvec_iq2_xxs, IQ2_XXS, 4, 1)
+MATMUL(matvec_mxfp4, MXFP4, 4, 1)
 MATMUL(matmul_q8_0, Q8_0, 1, 8)
 MATMUL(matmul_q2_k, Q2_K, 1, 8)
 MATMUL(matmul_q4_k, Q4_K, 1, 8)
 MATMUL(matmul_iq2_xxs, IQ2_XXS, 1, 8)
+MATMUL(matmul_mxfp4, MXFP4, 1, 8)
 
 struct F32 {
     DEVICE float load(const uint8_t* row, unsigned i) { return reinterpret_cast<const float*>(row)[i]; }

@@ -86,10 +86,12 @@ pub fn gate_up(
         (Format::Q2K, true) => Device::gate_up_q2_k_one,
         (Format::Q4K, true) => Device::gate_up_q4_k_one,
         (Format::Iq2Xxs, true) => Device::gate_up_iq2_xxs_one,
+        (Format::Mxfp4, true) => Device::gate_up_mxfp4_one,
         (Format::Q8_0, false) => Device::gate_up_q8_0_many,
         (Format::Q2K, false) => Device::gate_up_q2_k_many,
         (Format::Q4K, false) => Device::gate_up_q4_k_many,
         (Format::Iq2Xxs, false) => Device::gate_up_iq2_xxs_many,
+        (Format::Mxfp4, false) => Device::gate_up_mxfp4_many,
         (format, _) => {
             return Err(CudaError::Format {
                 operation: NAME,
@@ -148,10 +150,12 @@ pub fn down(
         (Format::Q2K, true) => Device::down_q2_k_one,
         (Format::Q4K, true) => Device::down_q4_k_one,
         (Format::Iq2Xxs, true) => Device::down_iq2_xxs_one,
+        (Format::Mxfp4, true) => Device::down_mxfp4_one,
         (Format::Q8_0, false) => Device::down_q8_0_many,
         (Format::Q2K, false) => Device::down_q2_k_many,
         (Format::Q4K, false) => Device::down_q4_k_many,
         (Format::Iq2Xxs, false) => Device::down_iq2_xxs_many,
+        (Format::Mxfp4, false) => Device::down_mxfp4_many,
         (format, _) => {
             return Err(CudaError::Format {
                 operation: NAME,

@@ -144,6 +144,10 @@ kernels! {
         heads: In<u8>, body: In<u8>, codes: In<i8>, scales: In<f32>, y: Out<f32>, rows: u32, cols: u32,
         tokens: u32,
     );
+    matvec_mxfp4(
+        heads: In<u8>, body: In<u8>, codes: In<i8>, scales: In<f32>, y: Out<f32>, rows: u32, cols: u32,
+        tokens: u32,
+    );
     matmul_q8_0(
         heads: In<u8>, body: In<u8>, codes: In<i8>, scales: In<f32>, y: Out<f32>, rows: u32, cols: u32,
         tokens: u32,
@@ -157,6 +161,10 @@ kernels! {
         tokens: u32,
     );
     matmul_iq2_xxs(
+        heads: In<u8>, body: In<u8>, codes: In<i8>, scales: In<f32>, y: Out<f32>, rows: u32, cols: u32,
+        tokens: u32,
+    );
+    matmul_mxfp4(
         heads: In<u8>, body: In<u8>, codes: In<i8>, scales: In<f32>, y: Out<f32>, rows: u32, cols: u32,
         tokens: u32,
     );
@@ -223,7 +231,16 @@ kernels! {
         scales: In<f32>, experts: In<u32>, order: In<u32>, starts: In<u32>, weights: In<f32>, out: Out<f32>,
         rows: u32, cols: u32, used: u32, bound: f32,
     );
+    gate_up_mxfp4_one(
+        gate_heads: In<u8>, gate_body: In<u8>, up_heads: In<u8>, up_body: In<u8>, codes: In<i8>,
+        scales: In<f32>, experts: In<u32>, order: In<u32>, starts: In<u32>, weights: In<f32>, out: Out<f32>,
+        rows: u32, cols: u32, used: u32, bound: f32,
+    );
     down_iq2_xxs_one(
+        heads: In<u8>, body: In<u8>, codes: In<i8>, scales: In<f32>, experts: In<u32>, order: In<u32>,
+        starts: In<u32>, out: Out<f32>, rows: u32, cols: u32,
+    );
+    down_mxfp4_one(
         heads: In<u8>, body: In<u8>, codes: In<i8>, scales: In<f32>, experts: In<u32>, order: In<u32>,
         starts: In<u32>, out: Out<f32>, rows: u32, cols: u32,
     );
@@ -232,7 +249,16 @@ kernels! {
         scales: In<f32>, experts: In<u32>, order: In<u32>, starts: In<u32>, weights: In<f32>, out: Out<f32>,
         rows: u32, cols: u32, used: u32, bound: f32,
     );
+    gate_up_mxfp4_many(
+        gate_heads: In<u8>, gate_body: In<u8>, up_heads: In<u8>, up_body: In<u8>, codes: In<i8>,
+        scales: In<f32>, experts: In<u32>, order: In<u32>, starts: In<u32>, weights: In<f32>, out: Out<f32>,
+        rows: u32, cols: u32, used: u32, bound: f32,
+    );
     down_iq2_xxs_many(
+        heads: In<u8>, body: In<u8>, codes: In<i8>, scales: In<f32>, experts: In<u32>, order: In<u32>,
+        starts: In<u32>, out: Out<f32>, rows: u32, cols: u32,
+    );
+    down_mxfp4_many(
         heads: In<u8>, body: In<u8>, codes: In<i8>, scales: In<f32>, experts: In<u32>, order: In<u32>,
         starts: In<u32>, out: Out<f32>, rows: u32, cols: u32,
     );

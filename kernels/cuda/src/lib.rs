@@ -18,6 +18,7 @@ pub mod codec;
 pub mod compressor;
 pub mod embedding;
 pub mod experts;
+pub mod fatbin;
 pub mod hyper;
 pub mod indexer;
 pub mod matmul;

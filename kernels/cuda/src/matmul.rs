@@ -47,10 +47,12 @@ pub fn quantized(
         (Format::Q2K, 1) => Device::matvec_q2_k,
         (Format::Q4K, 1) => Device::matvec_q4_k,
         (Format::Iq2Xxs, 1) => Device::matvec_iq2_xxs,
+        (Format::Mxfp4, 1) => Device::matvec_mxfp4,
         (Format::Q8_0, _) => Device::matmul_q8_0,
         (Format::Q2K, _) => Device::matmul_q2_k,
         (Format::Q4K, _) => Device::matmul_q4_k,
         (Format::Iq2Xxs, _) => Device::matmul_iq2_xxs,
+        (Format::Mxfp4, _) => Device::matmul_mxfp4,
         (format, _) => {
             return Err(CudaError::Format {
                 operation: NAME,

@@ -38,6 +38,7 @@ const fn head(format: Format) -> (usize, usize) {
         Format::Q8_0 | Format::Iq2Xxs => (0, 2),
         Format::Q2K => (80, 4),
         Format::Q4K => (0, 4),
+        Format::Mxfp4 => (0, 1),
         _ => (0, 0),
     }
 }

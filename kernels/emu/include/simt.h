@@ -142,6 +142,13 @@ static inline int __dp4a(int a, int b, int sum) {
     for (int byte = 0; byte < 4; byte++) sum += int(int8_t(a >> 8 * byte)) * int(int8_t(b >> 8 * byte));
     return sum;
 }
+// The byte of `low` and `high` together that each nibble of the selector names. (A device's selector has a fourth bit, which the kernels leave 0.)
+static inline unsigned __byte_perm(unsigned low, unsigned high, unsigned selector) {
+    const uint64_t all = uint64_t(high) << 32 | low;
+    unsigned result = 0;
+    for (int byte = 0; byte < 4; byte++) result |= unsigned(all >> 8 * (selector >> 4 * byte & 7) & 0xff) << 8 * byte;
+    return result;
+}
 static inline int __popc(unsigned x) { return __builtin_popcount(x); }
 static inline int __float_as_int(float x) { int r; std::memcpy(&r, &x, 4); return r; }
 static inline unsigned __float_as_uint(float x) { unsigned r; std::memcpy(&r, &x, 4); return r; }

@@ -209,8 +209,8 @@ fn the_chosen_experts_have_the_bits_of_the_reference_with_empty_and_crowded_ones
     check(
         &bench,
         &Case {
-            gate: Format::Q8_0,
-            down: Format::Q8_0,
+            gate: Format::Mxfp4,
+            down: Format::Mxfp4,
             tokens: 2,
             ..mixed
         },

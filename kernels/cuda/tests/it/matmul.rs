@@ -66,7 +66,13 @@ fn check_quantized(
 fn products_of_quantised_weights_have_the_bits_of_the_reference() {
     let bench = bench();
     let mut random = Random(1);
-    for format in [Format::Q8_0, Format::Q2K, Format::Q4K, Format::Iq2Xxs] {
+    for format in [
+        Format::Q8_0,
+        Format::Q2K,
+        Format::Q4K,
+        Format::Iq2Xxs,
+        Format::Mxfp4,
+    ] {
         for shape in SHAPES {
             check_quantized(&bench, format, shape, &mut random);
         }

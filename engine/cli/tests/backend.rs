@@ -1,0 +1,59 @@
+//! `--backend` as a user meets it: the program with and without a CUDA driver. The emulated one is found as the real one would be.
+#![allow(clippy::unwrap_used)]
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn ds4(folder: &Path, driver: bool, arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ds4"));
+    command
+        .args(arguments)
+        .current_dir(folder)
+        .env_remove("LD_LIBRARY_PATH");
+    if driver {
+        command.env("LD_LIBRARY_PATH", ds4_emu::library().parent().unwrap());
+    }
+    command.output().unwrap()
+}
+
+#[test]
+fn cuda_needs_a_driver_and_gives_the_bits_of_the_cpu() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    assert!(
+        ds4(at, false, &["synth", "--preset", "micro", "--out", "m.gguf"])
+            .status
+            .success()
+    );
+    std::fs::write(at.join("t.json"), "[1, 5, 9, 2]").unwrap();
+    let logits = |backend: &'static str, driver: bool, out: &'static str| {
+        let model = [
+            "logits",
+            "--model",
+            "m.gguf",
+            "--tokens",
+            "t.json",
+            "--out",
+            out,
+            "--backend",
+            backend,
+        ];
+        ds4(at, driver, &model)
+    };
+    assert!(logits("cpu", false, "cpu.f32").status.success());
+    let found = logits("cuda", true, "cuda.f32");
+    let said = String::from_utf8_lossy(&found.stderr);
+    assert!(found.status.success(), "{said}");
+    assert_eq!(
+        std::fs::read(at.join("cpu.f32")).unwrap(),
+        std::fs::read(at.join("cuda.f32")).unwrap()
+    );
+    if !Path::new("/dev/nvidiactl").exists() {
+        let refused = logits("cuda", false, "none.f32");
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert!(
+            !refused.status.success() && said.contains("expected libcuda.so, found none"),
+            "{said}"
+        );
+    }
+}
