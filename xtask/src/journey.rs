@@ -1,12 +1,13 @@
 //! `cargo xtask journey`: a user's way through a fresh cluster, and what an operator has to live through.
 
-mod certificates;
+mod chart;
 mod failures;
 mod faults;
 mod load;
 mod many;
 mod operator;
 mod planned;
+mod security;
 mod user;
 mod world;
 
@@ -23,63 +24,83 @@ use world::World;
 /// Something that happens to a deployment, and what was measured.
 struct Journey {
     name: &'static str,
+    /// What users of other operators complained about, with the issue or pull request, that this shows not to happen here.
+    complaint: &'static str,
     /// Whether it is part of `cargo xtask test`.
     always: bool,
     walk: fn(&mut World<'_>) -> Result<String>,
 }
 
-const fn always(name: &'static str, walk: fn(&mut World<'_>) -> Result<String>) -> Journey {
-    Journey {
-        name,
-        always: true,
-        walk,
+impl Journey {
+    const fn new(name: &'static str, walk: fn(&mut World<'_>) -> Result<String>) -> Self {
+        Self {
+            name,
+            complaint: "",
+            always: false,
+            walk,
+        }
     }
-}
 
-const fn sometimes(name: &'static str, walk: fn(&mut World<'_>) -> Result<String>) -> Journey {
-    Journey {
-        name,
-        always: false,
-        walk,
+    const fn answers(self, complaint: &'static str) -> Self {
+        Self { complaint, ..self }
+    }
+
+    const fn always(self) -> Self {
+        Self { always: true, ..self }
     }
 }
 
 /// All journeys but the user's own, in order; the permissions are looked at when everything else was done.
 const JOURNEYS: &[Journey] = &[
-    always("a new image beside the old one", planned::image_beside),
-    sometimes("a new image in place", planned::image_in_place),
-    sometimes("another model", planned::model),
-    always("another split", planned::split),
-    sometimes("another option", planned::option),
-    always("scaled 1 → 3 → 1", planned::scale),
-    sometimes("paused and resumed", planned::pause),
-    sometimes("an image that is missing", planned::bad_image),
-    sometimes("an engine that fails again and again", planned::crash_loop),
-    sometimes("a drained node", planned::drain),
-    always("a stage's process killed", faults::kill_stage),
-    sometimes("an output pod's process killed", faults::kill_output),
-    sometimes("a stage's pod deleted without notice", faults::delete_stage),
-    sometimes(
+    Journey::new("a new image beside the old one", planned::image_beside)
+        .answers("rbg#150: a rollout's bounds are computed and not kept")
+        .always(),
+    Journey::new("a new image in place", planned::image_in_place)
+        .answers("modelservice#252, lws#388: prefill and decode roll independently"),
+    Journey::new("another model", planned::model).answers("vllm#55776: pairs of different model revisions"),
+    Journey::new("another split", planned::split).always(),
+    Journey::new("another option", planned::option)
+        .answers("dynamo#10027: layout flags differ between peers"),
+    Journey::new("scaled 1 → 3 → 1", planned::scale)
+        .answers("kthena#1589: scaling down cuts requests off")
+        .always(),
+    Journey::new("paused and resumed", planned::pause),
+    Journey::new("an image that is missing", planned::bad_image)
+        .answers("lws#725: pods are recreated again and again while an image is pulled"),
+    Journey::new("an engine that fails again and again", planned::crash_loop)
+        .answers("lws#877: no bound on restarts, no terminal state"),
+    Journey::new("a drained node", planned::drain).answers("dynamo#11173: draining is not told from failing"),
+    Journey::new("a stage's process killed", faults::kill_stage)
+        .answers("smg#2382: peers keep the state of a stage that restarted")
+        .always(),
+    Journey::new("an output pod's process killed", faults::kill_output),
+    Journey::new("a stage's pod deleted without notice", faults::delete_stage)
+        .answers("lws#998: a group is not whole again when its pod comes back first"),
+    Journey::new(
         "a pipeline's pods deleted without notice",
         faults::delete_pipeline,
     ),
-    sometimes("an output pod deleted in peace", faults::evict_output),
-    sometimes("a stage's node cut off and back", faults::cut_node),
-    sometimes("the API server away for a minute", faults::api_away),
-    sometimes("the leading operator killed in a rollout", faults::kill_leader),
-    sometimes(
+    Journey::new("an output pod deleted in peace", faults::evict_output),
+    Journey::new("a stage's node cut off and back", faults::cut_node)
+        .answers("LLMKube#1782: a dead worker counts as running"),
+    Journey::new("the API server away for a minute", faults::api_away),
+    Journey::new("the leading operator killed in a rollout", faults::kill_leader),
+    Journey::new(
         "the operator killed at every step",
         operator::killed_at_every_step,
     ),
-    sometimes("a stage that fits no node", failures::unschedulable),
-    sometimes("a Secret that is missing", failures::no_keys),
-    sometimes("a stage without enough memory", failures::no_memory),
-    sometimes("a field that never changes", failures::immutable),
-    sometimes("certificates issued and replaced", certificates::issued),
-    sometimes("a network policy withdrawn", certificates::policy_withdrawn),
-    sometimes("an operator at rest", operator::quiet),
-    sometimes("two hundred deployments", many::two_hundred),
-    sometimes("the operator's permissions", operator::permissions),
+    Journey::new("a stage that fits no node", failures::unschedulable),
+    Journey::new("a Secret that is missing", failures::no_keys),
+    Journey::new("a stage without enough memory", failures::no_memory),
+    Journey::new("a field that never changes", failures::immutable),
+    Journey::new("certificates issued and replaced", security::issued),
+    Journey::new("a network policy withdrawn", security::policy_withdrawn),
+    Journey::new("clients with and without a key", security::keys),
+    Journey::new("the chart upgraded and rolled back", chart::upgraded),
+    Journey::new("values that mean nothing", chart::bad_values),
+    Journey::new("an operator at rest", operator::quiet),
+    Journey::new("two hundred deployments", many::two_hundred),
+    Journey::new("the operator's permissions", operator::permissions),
 ];
 
 /// Which journeys to take.
@@ -100,7 +121,7 @@ pub struct Choice {
 pub fn list() -> Result<()> {
     for journey in JOURNEYS {
         let when = if journey.always { "always" } else { "--all" };
-        print(&format!("{when:8} {}", journey.name))?;
+        print(&format!("{when:8} {:<42} {}", journey.name, journey.complaint))?;
     }
     Ok(())
 }

@@ -68,11 +68,11 @@ impl Names {
         format!("{}-ca", self.name)
     }
 
-    /// Names under which its stages are reached, for certificates.
+    /// Names under which its stages are reached, for certificates: by other pods, and by a probe from inside.
     #[must_use]
     pub fn certificate_names(&self) -> Vec<String> {
         let service = format!("{}.{}.svc", self.headless(), self.namespace);
-        vec![format!("*.{service}"), service]
+        vec![format!("*.{service}"), service, "localhost".into()]
     }
 
     /// The `StatefulSet` of a stage in one revision.

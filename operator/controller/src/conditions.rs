@@ -83,14 +83,14 @@ fn progressing(facts: &Facts<'_>, waiting: Option<&str>) -> Verdict {
             "MaxRestartsExceeded",
             format!("{message}: more restarts than spec.failurePolicy.maxRestarts; {remedy}"),
         ),
-        Some(Hold::Deadline { seconds }) => of(
-            false,
-            "ProgressDeadlineExceeded",
-            format!(
-                "no further pipeline became ready for {seconds} s ({}); {remedy}",
-                waiting.unwrap_or("")
-            ),
-        ),
+        Some(Hold::Deadline { seconds }) => {
+            let why = trouble(facts).map_or(waiting.unwrap_or("it is not ready"), |trouble| &trouble.message);
+            of(
+                false,
+                "ProgressDeadlineExceeded",
+                format!("no further pipeline became ready for {seconds} s: {why}; {remedy}"),
+            )
+        }
         Some(Hold::Paused) if !rollout.complete => of(
             false,
             "Paused",

@@ -293,6 +293,17 @@ pub(crate) mod tests {
             "{text}"
         );
         assert!(!text.contains("quickstart-ca"), "no pod sees the authority's key");
+        let pod = objects.stateful_sets[0]
+            .spec
+            .template
+            .spec
+            .clone()
+            .expect("a pod");
+        let probe = pod.containers[0].liveness_probe.clone().expect("a probe");
+        assert!(
+            probe.grpc.is_none() && probe.exec.is_some(),
+            "the kubelet has no certificate"
+        );
     }
 
     #[test]

@@ -21,6 +21,8 @@ const ANNOTATION_CACHE: &str = "ds4.dev/cache";
 const USER: i64 = 65532;
 /// Probes give a pod this many periods of ten seconds to load: 45 minutes for the largest files on slow disks.
 const LOADING_PERIODS: i32 = 270;
+/// The engine in its image.
+const PROGRAM: &str = "/usr/bin/ds4";
 /// A leaving output pod goes on taking requests for this many seconds: until every node's proxy has learned that it leaves.
 const NOTICE_SECONDS: i32 = 5;
 
@@ -49,7 +51,7 @@ pub(super) fn template(
         // Of a process that failed the last lines say why; the operator reads them.
         "terminationMessagePolicy": "FallbackToLogsOnError",
     });
-    probes(&mut container, output);
+    probes(&mut container, output, &secrets::tls_arguments(deployment));
     if output {
         container["lifecycle"] = json!({"preStop": {"sleep": {"seconds": NOTICE_SECONDS}}});
     }
@@ -176,14 +178,20 @@ fn container_security() -> Value {
 }
 
 /// The kubelet may restart a pod only when its process is gone or stuck, never because it loads.
-fn probes(container: &mut Value, output: bool) {
+fn probes(container: &mut Value, output: bool, tls: &[String]) {
     let alive = if output {
-        json!({"httpGet": {"path": "/healthz", "port": "http"}})
-    } else {
+        json!({"httpGet": {"path": "/healthz", "port": HTTP_PORT_NAME}})
+    } else if tls.is_empty() {
         json!({"grpc": {"port": GRPC_PORT}})
+    } else {
+        // The kubelet has no certificate of the deployment's authority; the pod itself has.
+        let address = format!("localhost:{GRPC_PORT}");
+        let mut command = vec![PROGRAM, "health", &address];
+        command.extend(tls.iter().map(String::as_str));
+        json!({"exec": {"command": command}})
     };
     let ready = if output {
-        json!({"httpGet": {"path": "/readyz", "port": "http"}})
+        json!({"httpGet": {"path": "/readyz", "port": HTTP_PORT_NAME}})
     } else {
         alive.clone()
     };
