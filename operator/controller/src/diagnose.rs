@@ -1,6 +1,6 @@
 //! Why a pod is not ready, from what the node says about it. Pure.
 
-use k8s_openapi::api::core::v1::{ContainerStatus, PodStatus};
+use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodStatus};
 
 use crate::loading;
 use crate::observe::Member;
@@ -50,7 +50,7 @@ fn trouble(member: &Member, max_restarts: i32) -> Option<Trouble> {
     let (reason, what) = evicted(status)
         .or_else(|| unschedulable(status))
         .or_else(|| containers().find_map(waits))
-        .or_else(|| containers().find_map(ended))?;
+        .or_else(|| containers().find_map(|container| ended(container, &member.pod)))?;
     Some(Trouble {
         reason,
         message: format!("pod {}: {what}", member.name),
@@ -99,7 +99,7 @@ fn waits(container: &ContainerStatus) -> Option<Finding> {
 }
 
 /// A container that failed, now or before its last restart.
-fn ended(container: &ContainerStatus) -> Option<Finding> {
+fn ended(container: &ContainerStatus, pod: &Pod) -> Option<Finding> {
     let now = container
         .state
         .as_ref()
@@ -116,7 +116,11 @@ fn ended(container: &ContainerStatus) -> Option<Finding> {
         let remedy = "raise the stage's memory, or give it fewer layers";
         return Some((
             "NotEnoughMemory",
-            format!("killed at its memory limit, {restarts} restarts ({remedy})"),
+            format!(
+                "container {} was killed at its memory limit of {}, {restarts} restarts ({remedy})",
+                container.name,
+                memory_limit(pod, &container.name)
+            ),
         ));
     }
     let message = ended.message.as_deref().unwrap_or_default();
@@ -131,6 +135,19 @@ fn ended(container: &ContainerStatus) -> Option<Finding> {
             container.name, ended.exit_code
         ),
     ))
+}
+
+/// As the pod says it; a node without any left has none to name.
+fn memory_limit(pod: &Pod, container: &str) -> String {
+    let spec = pod.spec.as_ref();
+    let containers = spec.into_iter().flat_map(|spec| {
+        let init = spec.init_containers.iter().flatten();
+        init.chain(&spec.containers)
+    });
+    containers
+        .filter(|known| known.name == container)
+        .find_map(|known| known.resources.as_ref()?.limits.as_ref()?.get("memory"))
+        .map_or_else(|| "the node".to_owned(), |limit| limit.0.clone())
 }
 
 /// The error that `ds4` printed, or the last line of whatever it said.

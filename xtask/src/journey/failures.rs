@@ -58,13 +58,18 @@ pub(super) fn no_keys(world: &mut World<'_>) -> Result<String> {
 pub(super) fn no_memory(world: &mut World<'_>) -> Result<String> {
     world.settle(&beside())?;
     let mut bad = beside();
-    bad["spec"]["pipeline"]["stages"][0]["resources"] = json!({"limits": {"memory": "6Mi"}});
+    // 10 MB of model in memory, where 8 MB are allowed.
+    bad["spec"]["model"]["source"]["synthetic"]["preset"] = "tiny".into();
+    bad["spec"]["pipeline"]["stages"][0]["podTemplate"] = json!({"spec": {
+        "volumes": [{"name": "model", "emptyDir": {"medium": "Memory"}}],
+        "initContainers": [{"name": "model", "resources": {"limits": {"memory": "8Mi"}}}],
+    }});
     named(
         world,
         &bad,
         "Degraded",
         "NotEnoughMemory",
-        &["flash-early-", "fewer layers"],
+        &["flash-early-", "8Mi", "fewer layers"],
     )
 }
 
