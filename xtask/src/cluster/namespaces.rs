@@ -165,10 +165,16 @@ fn tunnel(cluster: &Cluster, name: &str, local: u16, target: &str) -> Result<For
             .arg(format!("UNIX-CONNECT:{}", socket.display())),
         &logs,
     )?;
-    Ok(Forward {
+    let forward = Forward {
         address: format!("127.0.0.1:{local}"),
         processes: vec![inside, outside],
+    };
+    retry(|| {
+        let connected = std::net::TcpStream::connect(&forward.address);
+        connected.and_then(|_| std::fs::metadata(&socket)).map(drop)
     })
+    .with_context(|| format!("{name}: nothing listens on {}", forward.address))?;
+    Ok(forward)
 }
 
 /// Unix sockets have short paths (108 bytes): not in the cluster's folder.
