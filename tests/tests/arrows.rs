@@ -35,9 +35,16 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "ds4-tokenizer",
         ],
     ),
+    ("ds4-grammar", &["ds4-model", "ds4-tokenizer"]),
     (
         "ds4-server",
-        &["ds4-model", "ds4-runtime", "ds4-telemetry", "ds4-tokenizer"],
+        &[
+            "ds4-grammar",
+            "ds4-model",
+            "ds4-runtime",
+            "ds4-telemetry",
+            "ds4-tokenizer",
+        ],
     ),
     (
         "ds4-cli",

@@ -15,6 +15,7 @@ pub mod progress;
 pub mod python;
 pub mod repository;
 pub mod sanitize;
+pub mod sdk;
 pub mod steps;
 pub mod tools;
 pub mod trace;

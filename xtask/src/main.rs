@@ -11,7 +11,7 @@ use xtask::bench::Bench;
 use xtask::cluster::{self, Cluster, Provider};
 use xtask::images::{self, Name};
 use xtask::sanitize::{self, Tool};
-use xtask::{demo, fatbin, formats, journey, oracle, processes, steps};
+use xtask::{demo, fatbin, formats, journey, oracle, processes, sdk, steps};
 
 /// Commands of the DS4 repository.
 #[derive(Parser)]
@@ -74,6 +74,8 @@ enum Xtask {
         #[arg(long)]
         list: bool,
     },
+    /// Runs the official clients of OpenAI and Anthropic and schemathesis against a real server.
+    Sdk,
     /// A real Kubernetes of several nodes on this machine.
     #[command(subcommand)]
     Cluster(ClusterCommand),
@@ -191,6 +193,7 @@ fn run(command: Xtask) -> Result<()> {
             all, only, cluster, ..
         } => journey::run(&journey::Choice { all, only, cluster }),
         Xtask::Fatbin { write } => fatbin::run(write),
+        Xtask::Sdk => sdk::run(),
         Xtask::Cluster(command) => run_cluster(command),
         Xtask::Images => {
             for archive in images::build(&Name::OURS)? {

@@ -69,6 +69,11 @@ const STEPS: &[Step] = &[
         rustdoc_flags: "",
     },
     Step {
+        name: "sdk",
+        arguments: &["run", "--quiet", "--package", "xtask", "--", "sdk"],
+        rustdoc_flags: "",
+    },
+    Step {
         name: "journey",
         arguments: &["run", "--quiet", "--package", "xtask", "--", "journey"],
         rustdoc_flags: "",

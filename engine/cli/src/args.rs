@@ -1,11 +1,15 @@
 //! Every flag. Each is also an environment variable, `DS4_` and the flag's name.
 
+mod bench;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ds4_model::Numerics;
 use ds4_synth::{Experts, Preset};
 use ds4_telemetry::LogFormat;
+
+pub(crate) use bench::{Bench, BenchServeArguments};
 
 /// Disaggregated serving of DeepSeek V4 Flash.
 #[derive(Debug, Parser)]
@@ -22,6 +26,11 @@ pub(crate) enum Command {
         after_help = "Examples:\n  ds4 serve --model flash.gguf\n  ds4 serve --model flash.gguf --layers 22:output --stages node-a:7400,node-b:7400\n  ds4 serve --model flash.gguf --layers 22:output --stages 'node-a:7400|spare:7400' --tls-dir /etc/ds4/tls"
     )]
     Serve(ServeArguments),
+    /// Talk with a model in the terminal.
+    #[command(
+        after_help = "Examples:\n  ds4 chat                                   (a server at http://127.0.0.1:8000)\n  ds4 chat --url http://flash.llm.svc:8000 --think high\n  ds4 chat --model flash.gguf                (starts a server of its own)"
+    )]
+    Chat(ChatArguments),
     /// Prefill some layers for an output pod.
     #[command(after_help = "Example:\n  ds4 stage --model flash.gguf --layers 0:21 --listen 0.0.0.0:7400")]
     Stage(StageArguments),
@@ -50,11 +59,11 @@ pub(crate) enum Command {
         after_help = "Examples:\n  ds4 synth --preset micro --out micro.gguf\n  ds4 synth --preset tiny --set n_layer=5 --set 'ratios=[4,128,4,0,128]' --out odd.gguf"
     )]
     Synth(SynthArguments),
-    /// Measure prefill and decode of a model on this machine.
+    /// Measure prefill and decode of a model on this machine, or a server (`ds4 bench serve`).
     #[command(
         after_help = "Examples:\n  ds4 bench --model tiny.gguf\n  ds4 bench --model flash.gguf --prompt 512,2048 --generate 64 --depth 0,2048 --batch 1,4,8 --roofline\n  ds4 bench --model flash.gguf --prompt 0 --depth 2048,32768 --json   (decode only, deeper and deeper in one session)"
     )]
-    Bench(BenchArguments),
+    Bench(Bench),
     /// Ask a stage or server whether it is healthy; exits with 1 when not.
     Health(HealthArguments),
     /// Print a completion script.
@@ -251,6 +260,36 @@ pub(crate) struct ServeArguments {
         requires = "api_keys_file"
     )]
     pub(crate) key_requests_per_minute: Option<u32>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ChatArguments {
+    /// The server.
+    #[arg(
+        long,
+        env = "DS4_URL",
+        default_value = "http://127.0.0.1:8000",
+        value_name = "URL"
+    )]
+    pub(crate) url: String,
+    /// Its key, when it wants one.
+    #[arg(long, env = "DS4_API_KEY", hide_env_values = true, value_name = "KEY")]
+    pub(crate) api_key: Option<String>,
+    /// Instead of a server: a model file, served here as long as the chat lasts.
+    #[arg(long, conflicts_with = "url", value_name = "FILE")]
+    pub(crate) model: Option<PathBuf>,
+    /// Instructions.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) system: Option<String>,
+    /// Reason before the answer.
+    #[arg(long, default_value = "none", value_name = "none|low|high|max")]
+    pub(crate) think: String,
+    /// 0: always the most likely token.
+    #[arg(long, alias = "temperature", default_value_t = 0.6, value_name = "T")]
+    pub(crate) temp: f32,
+    /// Most tokens of an answer [default: what the context has room for].
+    #[arg(short = 'n', long, value_name = "N")]
+    pub(crate) max_tokens: Option<u32>,
 }
 
 #[derive(Debug, Args)]

@@ -2,6 +2,7 @@
 #![allow(clippy::print_stdout)] // a program's results belong on standard output
 
 mod args;
+mod client;
 mod commands;
 mod load;
 mod local_stages;
@@ -12,7 +13,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use crate::args::{Arguments, Command};
+use crate::args::{Arguments, Bench, Command};
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -30,13 +31,15 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Synth(arguments) => commands::synth::run(&arguments),
         Command::Fetch(arguments) => wait_for(commands::fetch::run(arguments)),
         Command::Inspect(arguments) => commands::inspect::run(&arguments),
-        Command::Bench(arguments) => commands::bench::run(&arguments),
+        Command::Bench(Bench::Engine(arguments)) => commands::bench::run(&arguments),
         Command::Completion { shell } => {
             commands::completion(shell);
             Ok(())
         }
         Command::Logits(arguments) => wait_for(commands::logits::run(arguments)),
         Command::Run(arguments) => wait_for(commands::run::run(arguments)),
+        Command::Chat(arguments) => wait_for(commands::chat::run(arguments)),
+        Command::Bench(Bench::Serve(arguments)) => wait_for(commands::bench_serve::run(arguments)),
         Command::Stage(arguments) => wait_for(commands::stage::run(arguments)),
         Command::Serve(arguments) => wait_for(commands::serve::run(arguments)),
         Command::Health(arguments) => wait_for(commands::health::run(arguments)),

@@ -51,6 +51,15 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
         .ok_or_else(wrong)
 }
 
+/// A number of requests a second.
+pub(crate) fn rate(text: &str) -> Result<f64, String> {
+    let rate: Option<f64> = text
+        .parse()
+        .ok()
+        .filter(|rate: &f64| rate.is_finite() && *rate > 0.0);
+    rate.ok_or_else(|| format!("expected a number above 0, found {text:?}"))
+}
+
 /// `1.7 GiB`.
 pub(crate) fn human(bytes: u64) -> String {
     indicatif::BinaryBytes(bytes).to_string()
@@ -69,6 +78,7 @@ mod tests {
         assert!(bytes("-1GiB").is_err() && bytes("much").is_err() && bytes("").is_err());
         assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
         assert_eq!(duration("5m"), Ok(Duration::from_secs(300)));
+        assert!(rate("0.5") == Ok(0.5) && rate("0").is_err() && rate("inf").is_err());
         assert!(duration("0s").is_err() && duration("5").is_err());
     }
 }

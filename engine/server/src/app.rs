@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use ds4_grammar::{GrammarError, Grammars};
 use ds4_runtime::Engine;
 use ds4_tokenizer::Tokenizer;
 
@@ -30,7 +31,7 @@ impl Default for AppOptions {
             api_keys: Vec::new(),
             key_limits: Limits::default(),
             // Proxies close streams that are quiet for half a minute and more.
-            keep_alive: Duration::from_secs(5),
+            keep_alive: Duration::from_secs(15),
         }
     }
 }
@@ -52,6 +53,7 @@ pub struct App {
     pub(crate) journal: Arc<Journal>,
     pub(crate) keys: Keys,
     loaded: OnceLock<Loaded>,
+    pub(crate) grammars: OnceLock<Result<Grammars, GrammarError>>,
     progress: AtomicU64,
 }
 
@@ -72,6 +74,7 @@ impl App {
             keys: Keys::new(&options.api_keys, options.key_limits),
             options,
             loaded: OnceLock::new(),
+            grammars: OnceLock::new(),
             progress: AtomicU64::new(0),
         })
     }

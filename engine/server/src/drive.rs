@@ -13,7 +13,7 @@ use futures::Stream;
 use futures::stream::{StreamExt, unfold};
 use tracing::Span;
 
-use crate::app::Loaded;
+use crate::app::{App, Loaded};
 use crate::ask::Ask;
 use crate::dialect::{Score, Usage};
 use crate::error::ApiError;
@@ -56,6 +56,7 @@ pub(crate) struct Drive<'a> {
 impl<'a> Drive<'a> {
     /// Starts all answers.
     pub(crate) fn start(
+        app: &'a App,
         loaded: &'a Loaded,
         ask: &Ask,
         prompt: Vec<u32>,
@@ -70,13 +71,13 @@ impl<'a> Drive<'a> {
         let room = u32::try_from(room).unwrap_or(u32::MAX);
         let start = |i| {
             let mut shaping = ask.wishes.shaping();
-            shaping.guide = guide::build(ask, loaded)?;
+            shaping.guide = guide::build(app, loaded, ask)?;
             let generation = loaded.engine.generate(Generate {
                 prompt: prompt.clone(),
                 sampling: ask.wishes.sampling(i),
                 shaping,
                 max_tokens: ask.wishes.max_tokens.unwrap_or(room),
-                ignore_eos: false,
+                ignore_eos: ask.wishes.ignore_eos,
                 parent: span.clone(),
             });
             let events = unfold(generation, |mut generation| async move {

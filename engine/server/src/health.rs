@@ -51,19 +51,6 @@ pub(crate) async fn metrics() -> Response {
     ([(header::CONTENT_TYPE, kind)], Metrics::global().render()).into_response()
 }
 
-/// What runs and what ran, for the status page and for scripts. Nothing of what was said is in it.
-pub(crate) async fn status(State(app): State<Arc<App>>) -> Response {
-    let (running, ended) = app.journal.records();
-    let route = app
-        .loaded()
-        .map(|loaded| format!("{:?}", loaded.engine.status().route));
-    let body = json!({
-        "model": app.options.model, "since": app.created, "loading": app.loaded().is_none().then(|| app.percent()),
-        "route": route, "running": running, "ended": ended,
-    });
-    Json(body).into_response()
-}
-
 /// The one model, in a form that both OpenAI's and Anthropic's clients read.
 fn card(app: &App) -> Value {
     let created =

@@ -12,7 +12,10 @@ mod guide;
 mod health;
 mod journal;
 mod keys;
+mod listener;
 mod openai;
+mod openapi;
+mod page;
 mod respond;
 mod serve;
 mod stop;
@@ -20,7 +23,8 @@ mod turn;
 
 pub use app::{App, AppOptions, Loaded};
 pub use keys::{Limits, read_keys};
-pub use serve::{router, serve};
+pub use listener::serve;
+pub use serve::router;
 
 /// The header that says how a prompt was computed.
 pub const DECISION_HEADER: &str = "x-ds4-disaggregation";

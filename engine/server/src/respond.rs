@@ -27,6 +27,11 @@ const PARTS: usize = 64;
 /// A client that takes nothing for this long has left.
 const STALL: Duration = Duration::from_secs(30);
 
+/// Comments that say nothing come no more often.
+const SHORTEST: Duration = Duration::from_millis(200);
+/// With this header a stream tells all progress of the prompt in comments, from the beginning.
+const PROGRESS_HEADER: &str = "x-ds4-progress";
+
 /// Who asks what where.
 pub(crate) struct Call<'a> {
     pub(crate) app: &'a Arc<App>,
@@ -85,16 +90,23 @@ impl Call<'_> {
         );
         let entry = self.app.journal.begin(self.route, prompt.len(), ask.stream);
         if ask.stream {
+            let quiet = self.app.options.keep_alive;
+            let keep_alive = if self.headers.contains_key(PROGRESS_HEADER) {
+                Duration::ZERO
+            } else {
+                quiet
+            };
             let streamed = Streamed {
                 app: Arc::clone(self.app),
                 ask,
                 prompt,
                 span,
                 entry,
+                keep_alive,
             };
             return streamed.respond(dialect).await;
         }
-        let mut drive = Drive::start(loaded, &ask, prompt, &span)?;
+        let mut drive = Drive::start(self.app, loaded, &ask, prompt, &span)?;
         let answered = whole(&mut drive, ask.choices, dialect, &entry).await;
         entry.settle(&drive, &span, answered.as_ref().err());
         answered
@@ -156,6 +168,7 @@ struct Streamed {
     prompt: Vec<u32>,
     span: Span,
     entry: Entry,
+    keep_alive: Duration,
 }
 
 type Decided = oneshot::Sender<Result<Decision, ApiError>>;
@@ -164,7 +177,7 @@ impl Streamed {
     /// Headers go out once the decision is known, so that errors before have a status of their own; but not later than the first sign of life is
     /// due. Then the decision follows in a comment of the stream.
     async fn respond<D: Dialect + 'static>(self, dialect: D) -> Result<Response, ApiError> {
-        let keep_alive = self.app.options.keep_alive;
+        let keep_alive = self.keep_alive;
         let (decided, mut decision) = oneshot::channel();
         let (parts, mut receiver) = mpsc::channel::<Frame>(PARTS);
         // The request's own span lasts until the last part, not until the headers.
@@ -185,7 +198,8 @@ impl Streamed {
         };
         let events = futures::stream::poll_fn(move |context| receiver.poll_recv(context))
             .map(|frame| Ok::<_, Infallible>(event(frame)));
-        let sse = Sse::new(events).keep_alive(KeepAlive::new().interval(keep_alive).text("alive"));
+        let sse =
+            Sse::new(events).keep_alive(KeepAlive::new().interval(keep_alive.max(SHORTEST)).text("alive"));
         Ok(with_decision(sse.into_response(), &header))
     }
 
@@ -196,9 +210,10 @@ impl Streamed {
             prompt,
             span,
             entry,
+            keep_alive,
         } = self;
         let Some(loaded) = app.loaded() else { return };
-        let mut drive = match Drive::start(loaded, &ask, prompt, &span) {
+        let mut drive = match Drive::start(&app, loaded, &ask, prompt, &span) {
             Ok(drive) => drive,
             Err(error) => {
                 // The receiver is there unless the client left.
@@ -210,7 +225,7 @@ impl Streamed {
             parts: parts.clone(),
             decided: Some(decided),
             dialect,
-            keep_alive: app.options.keep_alive,
+            keep_alive,
             told: Instant::now(),
         };
         // The client may leave at any time, also while the prompt is computed: dropping the work then cancels it everywhere.

@@ -1,8 +1,7 @@
-//! Routes and the listener.
+//! Routes.
 
-use std::future::Future;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request, State};
@@ -10,15 +9,18 @@ use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use http::{HeaderName, HeaderValue, Method, Uri};
-use tokio::net::TcpListener;
 use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::timeout::RequestBodyTimeoutLayer;
 
 use crate::app::App;
 use crate::error::{ApiError, Shape};
-use crate::{anthropic, health, openai};
+use crate::{anthropic, health, openai, openapi, page};
 
 /// Largest request body: a million tokens of text with room to spare.
 pub(crate) const BODY_BYTES: usize = 16 << 20;
+
+/// A client that sends nothing more of its body for this long has left.
+const BODY_STALL: Duration = Duration::from_secs(30);
 
 /// The application.
 pub fn router(app: Arc<App>) -> Router {
@@ -31,7 +33,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/messages/count_tokens", post(anthropic::count_tokens))
         .route("/v1/models", get(health::models))
         .route("/v1/models/{id}", get(health::model))
-        .route("/status", get(health::status))
+        .route("/status", get(page::status))
         .method_not_allowed_fallback(|method: Method, uri: Uri| async move {
             ApiError::method(&method, uri.path()).response(Shape::of(uri.path()))
         })
@@ -39,29 +41,18 @@ pub fn router(app: Arc<App>) -> Router {
         .layer(DefaultBodyLimit::max(BODY_BYTES));
     Router::new()
         .merge(keyed)
+        .route("/", get(page::page))
+        .route("/openapi.json", get(openapi::document))
         .route("/healthz", get(health::healthz))
         .route("/readyz", get(health::readyz))
         .route("/metrics", get(health::metrics))
         .fallback(|uri: Uri| async move { ApiError::not_found(uri.path()).response(Shape::of(uri.path())) })
+        .layer(RequestBodyTimeoutLayer::new(BODY_STALL))
         .layer(from_fn(name_request))
         .layer(CatchPanicLayer::custom(|_| {
             ApiError::internal("something broke while answering").response(Shape::OpenAi)
         }))
         .with_state(app)
-}
-
-/// Serves until `shutdown` resolves; then no new connections, and the open ones end in peace.
-///
-/// # Errors
-/// When the listener fails.
-pub async fn serve(
-    listener: TcpListener,
-    app: Arc<App>,
-    shutdown: impl Future<Output = ()> + Send + 'static,
-) -> std::io::Result<()> {
-    axum::serve(listener, router(app))
-        .with_graceful_shutdown(shutdown)
-        .await
 }
 
 async fn authorize(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {

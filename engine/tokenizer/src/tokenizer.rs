@@ -1,6 +1,6 @@
 //! The vocabulary of a model file.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use ds4_gguf::{Gguf, Value};
 use tokenizers::models::bpe::BPE;
@@ -28,6 +28,8 @@ pub struct Tokenizer {
     encoder: tokenizers::Tokenizer,
     /// What each token adds to the output.
     bytes: Vec<Vec<u8>>,
+    /// Whether each token is structure.
+    structure: Vec<bool>,
     specials: HashMap<Special, u32>,
 }
 
@@ -71,7 +73,13 @@ impl Tokenizer {
             }
         }
         let bytes = tokens.iter().map(|token| token_bytes(token)).collect();
+        let known: HashSet<u32> = specials.values().copied().collect();
+        let structure = tokens
+            .iter()
+            .zip(0..)
+            .map(|(token, id)| is_literal(token) || known.contains(&id));
         Ok(Self {
+            structure: structure.collect(),
             encoder: encoder(&tokens, &merges)?,
             bytes,
             specials,
@@ -112,6 +120,12 @@ impl Tokenizer {
         self.bytes.get(id as usize).map(Vec::as_slice)
     }
 
+    /// Whether a token is structure, which no text is made of.
+    #[must_use]
+    pub fn is_special(&self, id: u32) -> bool {
+        self.structure.get(id as usize).copied().unwrap_or(false)
+    }
+
     /// Number of tokens.
     #[must_use]
     pub const fn vocab_size(&self) -> usize {
@@ -149,9 +163,17 @@ fn strings<'a>(gguf: &'a Gguf, key: &'static str) -> Result<Vec<&'a str>, Tokeni
 
 /// Letters stand for bytes; tokens with U+FF5C and others that are no letters of bytes stand for themselves.
 fn token_bytes(token: &str) -> Vec<u8> {
-    let literal = token.contains('\u{ff5c}');
-    let decoded = if literal { None } else { bytes::decode(token) };
+    let decoded = if is_literal(token) {
+        None
+    } else {
+        bytes::decode(token)
+    };
     decoded.unwrap_or_else(|| token.as_bytes().to_vec())
+}
+
+/// U+FF5C is no letter of a byte: it stands in special tokens only.
+fn is_literal(token: &str) -> bool {
+    token.contains('\u{ff5c}')
 }
 
 fn encoder(tokens: &[&str], merges: &[&str]) -> Result<tokenizers::Tokenizer, TokenizerError> {

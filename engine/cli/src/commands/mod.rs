@@ -1,6 +1,8 @@
 //! The commands, one file each.
 
 pub(crate) mod bench;
+pub(crate) mod bench_serve;
+pub(crate) mod chat;
 pub(crate) mod fetch;
 pub(crate) mod health;
 pub(crate) mod inspect;

@@ -68,6 +68,8 @@ pub(crate) struct Wishes {
     pub(crate) stops: Vec<String>,
     /// Most tokens of reasoning.
     pub(crate) thinking_budget: Option<u32>,
+    /// Go on after the end of the turn: measurements want answers of equal length.
+    pub(crate) ignore_eos: bool,
 }
 
 impl Default for Wishes {
@@ -85,6 +87,7 @@ impl Default for Wishes {
             max_tokens: None,
             stops: Vec::new(),
             thinking_budget: None,
+            ignore_eos: false,
         }
     }
 }

@@ -43,6 +43,7 @@ pub(crate) struct Fields {
     logit_bias: Option<HashMap<String, f32>>,
     frequency_penalty: Option<f32>,
     presence_penalty: Option<f32>,
+    ignore_eos: Option<bool>,
     // Accepted and without effect here: what they ask for happens at the provider's side only.
     #[allow(dead_code)]
     user: Option<String>,
@@ -147,6 +148,7 @@ impl Fields {
                 .or(limit("max_tokens", self.max_tokens)?),
             stops: stops("stop", stop)?,
             thinking_budget: None,
+            ignore_eos: self.ignore_eos.unwrap_or(false),
         })
     }
 

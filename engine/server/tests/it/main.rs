@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod anthropic;
+mod forms;
+mod malformed;
 mod openai;
 mod responses;
 mod support;
