@@ -7,3 +7,4 @@ mod malformed;
 mod openai;
 mod responses;
 mod support;
+mod wire;
