@@ -262,8 +262,9 @@ pub(crate) struct ServeArguments {
     pub(crate) key_requests_per_minute: Option<u32>,
 }
 
-#[derive(Debug, Args)]
-pub(crate) struct ChatArguments {
+/// Which server is asked.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ServerArguments {
     /// The server.
     #[arg(
         long,
@@ -275,6 +276,12 @@ pub(crate) struct ChatArguments {
     /// Its key, when it wants one.
     #[arg(long, env = "DS4_API_KEY", hide_env_values = true, value_name = "KEY")]
     pub(crate) api_key: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ChatArguments {
+    #[command(flatten)]
+    pub(crate) server: ServerArguments,
     /// Instead of a server: a model file, served here as long as the chat lasts.
     #[arg(long, conflicts_with = "url", value_name = "FILE")]
     pub(crate) model: Option<PathBuf>,

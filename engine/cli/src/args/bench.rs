@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::error::Error;
 use clap::{ArgMatches, Args, Command, FromArgMatches};
 
-use super::BenchArguments;
+use super::{BenchArguments, ServerArguments};
 
 /// What is measured.
 #[derive(Debug)]
@@ -49,17 +49,8 @@ impl FromArgMatches for Bench {
 
 #[derive(Clone, Debug, Args)]
 pub(crate) struct BenchServeArguments {
-    /// The server.
-    #[arg(
-        long,
-        env = "DS4_URL",
-        default_value = "http://127.0.0.1:8000",
-        value_name = "URL"
-    )]
-    pub(crate) url: String,
-    /// Its key, when it wants one.
-    #[arg(long, env = "DS4_API_KEY", hide_env_values = true, value_name = "KEY")]
-    pub(crate) api_key: Option<String>,
+    #[command(flatten)]
+    pub(crate) server: ServerArguments,
     /// Requests in all.
     #[arg(long, default_value_t = 32, value_name = "N")]
     pub(crate) requests: usize,

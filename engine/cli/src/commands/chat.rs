@@ -24,9 +24,9 @@ pub(crate) async fn run(arguments: ChatArguments) -> Result<()> {
             let (process, url) = own_server(&arguments).await?;
             (Some(process), url)
         }
-        None => (None, arguments.url.clone()),
+        None => (None, arguments.server.url.clone()),
     };
-    let server = Server::new(&url, arguments.api_key.clone())?;
+    let server = Server::new(&url, arguments.server.api_key.clone())?;
     let mut chat = Chat {
         model: server.model().await?,
         server,

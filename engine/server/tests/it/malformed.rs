@@ -357,7 +357,7 @@ async fn more_than_five_hundred_malformed_bodies_are_refused_in_the_apis_shape()
     for route in ROUTES {
         let bodies = broken(route)
             .into_iter()
-            .chain(wrong(route).iter().map(|body| body.to_string().into_bytes()));
+            .chain(wrong(route).into_iter().map(|body| body.to_string().into_bytes()));
         for body in bodies {
             refused(&app, route, body).await;
             count += 1;

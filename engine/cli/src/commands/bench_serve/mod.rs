@@ -10,7 +10,7 @@ use crate::args::BenchServeArguments;
 use crate::client::Server;
 
 pub(crate) async fn run(arguments: BenchServeArguments) -> Result<()> {
-    let server = Server::new(&arguments.url, arguments.api_key.clone())?;
+    let server = Server::new(&arguments.server.url, arguments.server.api_key.clone())?;
     let model = server.model().await?;
     let samples = load::run(&server, &model, &arguments).await?;
     let report = report::Report::new(&samples, &arguments);
