@@ -66,6 +66,8 @@ fn invalid(cluster: &Cluster) -> Result<()> {
         ("never-replaced", "spec.rollout"),
         ("no-issuer", "spec.security.mtls"),
         ("two-image-versions", "spec.image"),
+        ("two-caches", "spec.model.cache"),
+        ("claim-without-size", "spec.model.cache"),
     ];
     for (name, field) in fields {
         let file = folder.join(format!("{name}.yaml")).display().to_string();
@@ -91,9 +93,10 @@ fn columns(cluster: &Cluster) -> Result<()> {
     let mut lines = table.lines();
     let titles: Vec<&str> = lines.next().unwrap_or_default().split_whitespace().collect();
     ensure!(
-        titles == ["NAME", "READY", "PIPELINES", "REVISION", "MODEL", "AGE"],
+        titles == ["NAME", "READY", "PIPELINES", "LOADED", "REVISION", "MODEL", "AGE"],
         "columns: {titles:?}"
     );
+    // Nothing is fetched here, so LOADED is empty.
     let row: Vec<&str> = lines.next().unwrap_or_default().split_whitespace().collect();
     ensure!(
         row.len() == 6 && row[..3] == ["quickstart", "True", "1/1"] && row[4] == "quickstart",
