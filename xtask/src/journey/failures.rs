@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
-use super::world::{World, flash};
+use super::world::{World, beside};
 
 /// Applies a manifest that cannot work, beside what serves, and reads what the condition says.
 fn named(
@@ -23,17 +23,10 @@ fn named(
     Ok(format!("{reason} after {:.1} s: {message}", took.as_secs_f64()))
 }
 
-fn beside() -> Value {
-    let mut manifest = flash(1);
-    manifest["spec"]["rollout"]["maxSurge"] = 1.into();
-    manifest["spec"]["rollout"]["maxUnavailable"] = 0.into();
-    manifest
-}
-
 /// No node has that label.
 pub(super) fn unschedulable(world: &mut World<'_>) -> Result<String> {
-    world.settle(&beside())?;
-    let mut bad = beside();
+    world.settle(&beside(1))?;
+    let mut bad = beside(1);
     bad["spec"]["pipeline"]["stages"][0]["podTemplate"] =
         json!({"spec": {"nodeSelector": {"disk": "none-such"}}});
     named(
@@ -47,8 +40,8 @@ pub(super) fn unschedulable(world: &mut World<'_>) -> Result<String> {
 
 /// The Secret with the keys does not exist.
 pub(super) fn no_keys(world: &mut World<'_>) -> Result<String> {
-    world.settle(&beside())?;
-    let mut bad = beside();
+    world.settle(&beside(1))?;
+    let mut bad = beside(1);
     bad["spec"]["pipeline"]["stages"][1]["podTemplate"] = json!({"spec": {"containers": [
         {"name": "ds4", "env": [{"name": "X", "valueFrom": {"secretKeyRef": {"name": "none-such", "key": "x"}}}]}]}});
     named(world, &bad, "Degraded", "ContainerNotStarted", &["none-such"])
@@ -56,8 +49,8 @@ pub(super) fn no_keys(world: &mut World<'_>) -> Result<String> {
 
 /// The container needs more than its limit.
 pub(super) fn no_memory(world: &mut World<'_>) -> Result<String> {
-    world.settle(&beside())?;
-    let mut bad = beside();
+    world.settle(&beside(1))?;
+    let mut bad = beside(1);
     // 10 MB of model in memory, where 8 MB are allowed.
     bad["spec"]["model"]["source"]["synthetic"]["preset"] = "tiny".into();
     bad["spec"]["pipeline"]["stages"][0]["podTemplate"] = json!({"spec": {
@@ -75,8 +68,8 @@ pub(super) fn no_memory(world: &mut World<'_>) -> Result<String> {
 
 /// A model name is for life.
 pub(super) fn immutable(world: &mut World<'_>) -> Result<String> {
-    world.settle(&beside())?;
-    let mut other = beside();
+    world.settle(&beside(1))?;
+    let mut other = beside(1);
     other["spec"]["model"]["name"] = "another".into();
     match world.apply(&other) {
         Ok(()) => anyhow::bail!("another model name was accepted"),

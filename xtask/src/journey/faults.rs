@@ -4,16 +4,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-use super::world::{World, flash};
+use super::world::{World, flash, seconds, with_window};
 
 /// Requests that one killed output pod may take with it: those that run on it and, of each of the load's clients, the next one.
 const OF_ONE_OUTPUT_POD: usize = 6;
 /// A lost stage is whole again within this, once its pod runs.
 const WHOLE_AGAIN: Duration = Duration::from_secs(10);
-
-fn seconds(time: Duration) -> String {
-    format!("{:.1} s", time.as_secs_f64())
-}
 
 /// The process of a prefill stage is killed: every request is answered.
 pub(super) fn kill_stage(world: &mut World<'_>) -> Result<String> {
@@ -169,16 +165,9 @@ pub(super) fn api_away(world: &mut World<'_>) -> Result<String> {
 
 /// The operator that leads is killed in the middle of a rollout: the other one finishes it.
 pub(super) fn kill_leader(world: &mut World<'_>) -> Result<String> {
-    let beside = |window: i32| {
-        let mut manifest = flash(1);
-        manifest["spec"]["rollout"]["maxSurge"] = 1.into();
-        manifest["spec"]["rollout"]["maxUnavailable"] = 0.into();
-        manifest["spec"]["pipeline"]["window"] = window.into();
-        manifest
-    };
-    let address = world.settle(&beside(4))?;
+    let address = world.settle(&with_window(4))?;
     let (took, report) = world.under_load(&address, 0, |world| {
-        world.apply(&beside(5))?;
+        world.apply(&with_window(5))?;
         let path = "jsonpath={.spec.holderIdentity}";
         let lease = [
             "get",

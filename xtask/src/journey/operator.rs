@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-use super::world::{World, flash};
+use super::world::{World, with_window};
 use crate::demo::SYSTEM;
 use crate::process::Started;
 
@@ -21,17 +21,9 @@ const STEPS: [&str; 7] = [
     "status",
 ];
 
-fn beside(window: i32) -> Value {
-    let mut manifest = flash(1);
-    manifest["spec"]["rollout"]["maxSurge"] = 1.into();
-    manifest["spec"]["rollout"]["maxUnavailable"] = 0.into();
-    manifest["spec"]["pipeline"]["window"] = window.into();
-    manifest
-}
-
 /// At every step of a reconciliation, in the middle of rollouts: its successor gets on.
 pub(super) fn killed_at_every_step(world: &mut World<'_>) -> Result<String> {
-    let address = world.settle(&beside(4))?;
+    let address = world.settle(&with_window(4))?;
     world.operators(0)?;
     let outcome = at_every_step(world, &address);
     world.operators(2)?;
@@ -41,7 +33,7 @@ pub(super) fn killed_at_every_step(world: &mut World<'_>) -> Result<String> {
 fn at_every_step(world: &mut World<'_>, address: &str) -> Result<String> {
     let ((), report) = world.under_load(address, 0, |world| {
         for (number, step) in STEPS.iter().enumerate() {
-            world.apply(&beside(10 + i32::try_from(number)?))?;
+            world.apply(&with_window(10 + i32::try_from(number)?))?;
             let victim = world.operator(
                 &format!("operator-{step}"),
                 &["--end-after", step, "--listen", "127.0.0.1:8081"],
@@ -151,7 +143,7 @@ fn allowed(world: &World<'_>) -> Result<BTreeSet<[String; 3]>> {
 /// At rest the operator renews its Lease and keeps its watches open, and asks for nothing else.
 pub(super) fn quiet(world: &mut World<'_>) -> Result<String> {
     const WINDOW: Duration = Duration::from_secs(30);
-    world.settle(&beside(4))?;
+    world.settle(&with_window(4))?;
     std::thread::sleep(Duration::from_secs(5));
     let before = std::fs::read_to_string(world.cluster.audit_log()?)?.len();
     std::thread::sleep(WINDOW);

@@ -5,15 +5,11 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
-use super::world::{FLASH, World, flash};
+use super::world::{FLASH, World, beside, flash, seconds};
 use crate::images::Name;
 
 /// Another name of the engine's image.
 const OTHER_IMAGE: &str = "localhost/ds4:other";
-
-fn seconds(time: Duration) -> String {
-    format!("{:.1} s", time.as_secs_f64())
-}
 
 /// Settles one manifest, then changes to another under load.
 fn change(world: &mut World<'_>, from: &Value, to: &Value) -> Result<String> {
@@ -39,19 +35,10 @@ pub(super) fn image_in_place(world: &mut World<'_>) -> Result<String> {
 /// The new pipeline beside the only old one.
 pub(super) fn image_beside(world: &mut World<'_>) -> Result<String> {
     world.cluster.tag(Name::Engine.reference(), OTHER_IMAGE)?;
-    let mut from = flash(1);
-    from["spec"]["rollout"]["maxSurge"] = 1.into();
-    from["spec"]["rollout"]["maxUnavailable"] = 0.into();
+    let from = beside(1);
     let mut to = from.clone();
     to["spec"]["image"] = json!({"repository": "localhost/ds4", "tag": "other", "pullPolicy": "Never"});
     change(world, &from, &to)
-}
-
-fn beside(replicas: i32) -> Value {
-    let mut manifest = flash(replicas);
-    manifest["spec"]["rollout"]["maxSurge"] = 1.into();
-    manifest["spec"]["rollout"]["maxUnavailable"] = 0.into();
-    manifest
 }
 
 /// Every answer is the old model's or the new one's.

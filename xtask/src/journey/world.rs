@@ -44,6 +44,26 @@ pub(super) fn flash(replicas: i32) -> Value {
     })
 }
 
+/// The same, whose new pipelines come beside the old ones.
+pub(super) fn beside(replicas: i32) -> Value {
+    let mut manifest = flash(replicas);
+    manifest["spec"]["rollout"]["maxSurge"] = 1.into();
+    manifest["spec"]["rollout"]["maxUnavailable"] = 0.into();
+    manifest
+}
+
+/// The same, with an option that makes another revision.
+pub(super) fn with_window(window: i32) -> Value {
+    let mut manifest = beside(1);
+    manifest["spec"]["pipeline"]["window"] = window.into();
+    manifest
+}
+
+/// For the table.
+pub(super) fn seconds(time: Duration) -> String {
+    format!("{:.1} s", time.as_secs_f64())
+}
+
 impl World<'_> {
     pub(super) fn apply(&self, manifest: &Value) -> Result<()> {
         let file = self.cluster.folder().join("manifest.json");
