@@ -72,7 +72,7 @@ async fn a_forced_call_is_a_call_in_every_dialect() {
 
     let mut tool = weather();
     tool["type"] = "function".into();
-    let body = json!({"model": MODEL, "max_output_tokens": 400, "input": "q", "tools": [tool], "tool_choice": "required"});
+    let body = json!({"model": MODEL, "max_output_tokens": 400, "input": "q", "tools": [tool], "tool_choice": "required", "parallel_tool_calls": false});
     let response = post(&app, "/v1/responses", &body).await.json();
     let items = response["output"].as_array().unwrap();
     assert!(
