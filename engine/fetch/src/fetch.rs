@@ -271,6 +271,25 @@ impl Job<'_> {
         collect(body, bytes).await
     }
 
+    /// The file as an earlier run left it, when that was all of it and nothing of it has changed.
+    fn kept(&self, identity: &Identity, opened: &Opened) -> Result<Option<Fetched>, FetchError> {
+        let Some(gguf) = Gguf::open(&opened.path)
+            .ok()
+            .filter(|_| !opened.recorded.is_empty())
+        else {
+            return Ok(None);
+        };
+        let pieces = Pieces::of(&gguf);
+        let wanted = vec![true; pieces.all.len()];
+        self.progress.expect(identity.length);
+        self.progress.enter(Phase::Checking);
+        if self.there(opened, &pieces, &wanted) != wanted {
+            return Ok(None);
+        }
+        let verified = self.verify(identity, opened, true)?;
+        self.publish(opened, identity.length, verified).map(Some)
+    }
+
     /// Takes a file whose server sends no ranges: from the start, in one go, again from the start when it breaks.
     async fn whole(
         &self,
@@ -278,6 +297,9 @@ impl Job<'_> {
         mut opened: Opened,
         opening: Opening,
     ) -> Result<Fetched, FetchError> {
+        if let Some(fetched) = self.kept(identity, &opened)? {
+            return Ok(fetched);
+        }
         tracing::warn!("the source sends no byte ranges: the whole file is taken, and a break starts over");
         self.progress.enter(Phase::Fetching);
         ensure_space(&opened.path, identity.length)?;

@@ -82,6 +82,20 @@ async fn a_server_without_ranges_gives_the_whole_file() {
     assert_eq!((fetched.bytes, progress.retries), (bytes.len() as u64, 2));
     assert_eq!(std::fs::read(&fetched.path).expect("read"), bytes);
     assert_span(&fetched.path, &bytes, LayerSpan::full(3));
+    let written = |path| {
+        std::fs::metadata(path)
+            .and_then(|about| about.modified())
+            .expect("a time")
+    };
+    let before = written(&fetched.path);
+    fetch(&server.url(), &options(folder.path(), "0:0"))
+        .await
+        .expect("here already");
+    assert_eq!(
+        written(&fetched.path),
+        before,
+        "a file that is whole is not written again"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
