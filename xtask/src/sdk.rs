@@ -109,6 +109,8 @@ fn keep(environment: &Path, wanted: &Path) -> Result<()> {
 /// Requests that the description allows, and others: no answer may be one that it does not describe.
 fn schemathesis(python: &Path, server: &Server) -> Command {
     let mut command = Command::new(python.with_file_name("schemathesis"));
+    // It leaves a folder of its own where it runs.
+    command.current_dir(repository::cache().join("sdk"));
     command.arg("run").arg(format!("{}/openapi.json", server.url));
     command.args([
         "--header",

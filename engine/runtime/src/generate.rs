@@ -121,6 +121,8 @@ pub enum Event {
         /// Of these.
         total: u32,
     },
+    /// Prompt tokens that were not computed again; comes before the decision, so that answers that end early know it too.
+    Cached(u32),
     /// How the prompt was computed; comes before the first token.
     Decided(Decision),
     /// How likely the next token was; comes before it, when asked for.

@@ -160,6 +160,10 @@ impl<'a> Drive<'a> {
                 self.waiting.push_back(Happening::Prefill(done, total));
                 return Ok(());
             }
+            Event::Cached(tokens) => {
+                self.cached = tokens;
+                return Ok(());
+            }
             Event::Decided(decision) => {
                 self.waiting.push_back(Happening::Decided(decision));
                 return Ok(());
@@ -171,7 +175,6 @@ impl<'a> Drive<'a> {
             Event::Token(token) => choice.turn.token(token, choice.logprobs.take()),
             Event::Finished(finished) => {
                 self.timings = Some(finished.timings);
-                self.cached = finished.cached_tokens;
                 choice.turn.finish(finished.reason)
             }
             Event::Failed(error) => return Err(ApiError::from(&error)),

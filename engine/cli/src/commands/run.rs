@@ -106,7 +106,7 @@ async fn generate(
                 bar.set_length(total.into());
                 bar.set_position(done.into());
             }
-            Event::Logprobs(_) => {}
+            Event::Cached(_) | Event::Logprobs(_) => {}
             Event::Decided(decision) => {
                 bar.finish_and_clear();
                 decided = Some(decision);

@@ -258,6 +258,9 @@ impl Engine {
             .get_or_create(&DecisionLabel { decision: label })
             .inc();
         Span::current().record("decision", tracing::field::display(&prompted.decision));
+        let cached = u32::try_from(prompted.cached).unwrap_or(u32::MAX);
+        // A client that left is noticed with the decision.
+        let _ = events.send(Event::Cached(cached)).await;
         if events
             .send(Event::Decided(prompted.decision.clone()))
             .await

@@ -184,7 +184,7 @@ pub async fn finished(mut generation: Generation) -> Result<(Decision, Vec<u32>,
     let (mut decision, mut tokens) = (None, Vec::new());
     while let Some(event) = generation.next().await {
         match event {
-            Event::Prefill { .. } | Event::Logprobs(_) => {}
+            Event::Prefill { .. } | Event::Cached(_) | Event::Logprobs(_) => {}
             Event::Decided(decided) => decision = Some(decided),
             Event::Token(token) => tokens.push(token),
             Event::Finished(finished) => {

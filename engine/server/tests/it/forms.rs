@@ -49,7 +49,7 @@ async fn a_forced_call_is_a_call_in_every_dialect() {
     assert_eq!(told, call["function"]["arguments"].as_str().unwrap());
 
     let tool = json!({"name": "weather", "input_schema": weather()["parameters"]});
-    let body = json!({"model": MODEL, "max_tokens": 400, "messages": question(), "tools": [tool], "tool_choice": {"type": "tool", "name": "weather"}, "stream": true});
+    let body = json!({"model": MODEL, "max_tokens": 400, "messages": question(), "tools": [tool], "tool_choice": {"type": "tool", "name": "weather", "disable_parallel_tool_use": true}, "stream": true});
     let events = named(&post(&app, "/v1/messages", &body).await.text);
     let start = events
         .iter()

@@ -41,7 +41,12 @@ async fn a_streamed_chat_says_the_same_in_parts() {
     let whole = chat(&app, json!({})).await.json();
     let asked = json!({"stream": true, "stream_options": {"include_usage": true}});
     let answer = chat(&app, asked).await;
-    assert_eq!(answer.headers[DECISION_HEADER], "local; reason=no stages");
+    assert!(
+        answer.headers[DECISION_HEADER]
+            .to_str()
+            .unwrap()
+            .starts_with("local; reason=")
+    );
     assert_eq!(answer.headers["content-type"], "text/event-stream");
     let parts = answer.parts();
     assert!(
@@ -61,7 +66,11 @@ async fn a_streamed_chat_says_the_same_in_parts() {
         .collect();
     assert_eq!(reasons, [&whole["choices"][0]["finish_reason"]]);
     let last = parts.last().unwrap();
-    assert_eq!((&last["choices"], &last["usage"]), (&json!([]), &whole["usage"]));
+    let counts = |usage: &Value| (usage["prompt_tokens"].clone(), usage["completion_tokens"].clone());
+    assert_eq!(
+        (&last["choices"], counts(&last["usage"])),
+        (&json!([]), counts(&whole["usage"]))
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -298,9 +307,7 @@ async fn a_long_prefill_is_no_silence() {
             .starts_with("pending")
     );
     assert!(
-        answer
-            .text
-            .contains(": x-ds4-disaggregation: local; reason=no stages\n"),
+        answer.text.contains(": x-ds4-disaggregation: local; reason="),
         "{}",
         answer.text
     );
