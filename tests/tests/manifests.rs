@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use ds4_api::DS4Deployment;
+use ds4_telemetry::metrics::{DecisionLabel, Metrics, ReasonLabel};
 use serde_json::Value;
 
 fn root() -> PathBuf {
@@ -77,7 +78,12 @@ fn names(text: &str) -> BTreeSet<String> {
 
 /// Every series that a program exports: its samples, and the bucket, sum and count of histograms.
 fn exported() -> BTreeSet<String> {
-    let text = ds4_telemetry::metrics::Metrics::global().render();
+    let metrics = Metrics::global();
+    // A family shows once it has a member.
+    let (decision, reason) = (String::new(), String::new());
+    drop(metrics.requests.get_or_create(&DecisionLabel { decision }));
+    drop(metrics.handoff_failures.get_or_create(&ReasonLabel { reason }));
+    let text = metrics.render();
     let mut all = names(&text);
     for line in text.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
         let Some((name, kind)) = line.split_once(' ') else {
