@@ -47,13 +47,13 @@ impl Answer {
     /// Reads what `curl -i` prints.
     fn parse(said: &str) -> Result<Self> {
         // When the prompt takes long the header says that it is pending, and a comment in the stream says what became of it.
-        let header = said.lines().filter_map(|line| {
+        let mut header = said.lines().filter_map(|line| {
             let (name, value) = line.trim_start_matches(": ").split_once(':')?;
             name.eq_ignore_ascii_case("x-ds4-disaggregation")
                 .then(|| value.trim().to_owned())
         });
         let decision = header
-            .last()
+            .next_back()
             .with_context(|| format!("the answer has no decision header:\n{said}"))?;
         let mut text = String::new();
         for data in said.lines().filter_map(|line| line.strip_prefix("data: ")) {
