@@ -275,10 +275,20 @@ mod tests {
     #[test]
     fn what_is_no_device_code_is_refused() {
         assert!(read(b"").is_err());
-        assert!(read(&[0; 64]).expect_err("no image").to_string().contains("magic"));
+        assert!(
+            read(&[0; 64])
+                .expect_err("no image")
+                .to_string()
+                .contains("magic")
+        );
         let mut cut = 0xba55_ed50u32.to_le_bytes().to_vec();
         cut.extend([1, 0, 16, 0]);
         cut.extend(64u64.to_le_bytes());
-        assert!(read(&cut).expect_err("a cut image").to_string().contains("16 bytes in all"));
+        assert!(
+            read(&cut)
+                .expect_err("a cut image")
+                .to_string()
+                .contains("16 bytes in all")
+        );
     }
 }
