@@ -490,8 +490,12 @@ pub(crate) struct HealthArguments {
 
 #[derive(Debug, Args)]
 pub(crate) struct FetchArguments {
-    /// https://HOST/FILE or hf://OWNER/NAME[@REVISION]/FILE.
-    #[arg(value_name = "SOURCE", required_unless_present = "manifest")]
+    /// Where the file comes from.
+    #[arg(
+        value_name = "SOURCE",
+        required_unless_present = "manifest",
+        help = "https://HOST/FILE or hf://OWNER/NAME[@REVISION]/FILE"
+    )]
     pub(crate) source: Option<String>,
     /// Folder that the file goes to; several fetches of one file share it.
     #[arg(long, value_name = "FOLDER", required_unless_present = "manifest")]

@@ -34,8 +34,12 @@ pub(crate) struct Arguments {
     /// Nodes by label [default: all].
     #[arg(short = 'l', long, value_name = "LABEL=VALUE", conflicts_with = "machines")]
     pub(crate) selector: Option<String>,
-    /// A machine instead of the cluster's nodes: NAME=MEMORY[,rate=TOKENS/S][,link=BYTES/S].
-    #[arg(long = "machine", value_name = "NAME=MEMORY,...")]
+    /// Machines instead of the cluster's nodes.
+    #[arg(
+        long = "machine",
+        value_name = "NAME=MEMORY,...",
+        help = "A machine instead of the cluster's nodes: NAME=MEMORY[,rate=TOKENS/S][,link=BYTES/S]"
+    )]
     pub(crate) machines: Vec<Named>,
 }
 

@@ -2,7 +2,7 @@
 
 use super::{KV_BLOCK, indexer_row_bytes, kv_row_bytes};
 
-/// Why bytes are not a row that [`encode_kv`] or [`encode_indexer`] can write.
+/// Why bytes are not a row that [`encode_kv`](super::encode_kv) or [`encode_indexer`](super::encode_indexer) can write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RowError {
     /// The row has another length.
