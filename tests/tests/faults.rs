@@ -10,7 +10,9 @@ use anyhow::{Context, Result, ensure};
 use ds4_tests::{ds4, run_ds4, synth, tokens, write_tokens};
 use serde_json::Value;
 
-const PROMPT: usize = 3000;
+const PROMPT: usize = 7000;
+/// Room for the prompt: the preset's own context is 4096.
+const CONTEXT: &[&str] = &["ctx=8192"];
 
 /// A `ds4 stage` process; ended by its own pid.
 struct Stage {
@@ -56,10 +58,24 @@ fn signal(stage: &Stage, name: &str) -> Result<()> {
     Ok(())
 }
 
+/// Time that a process has had on a core: what it has worked, however busy the machine is.
+fn worked(stage: &Stage) -> Result<Duration> {
+    let mut total = 0;
+    for thread in std::fs::read_dir(format!("/proc/{}/task", stage.child.id()))? {
+        let text = std::fs::read_to_string(thread?.path().join("schedstat")).unwrap_or_default();
+        total += text
+            .split(' ')
+            .next()
+            .and_then(|nanos| nanos.parse().ok())
+            .unwrap_or(0);
+    }
+    Ok(Duration::from_nanos(total))
+}
+
 /// One prompt over two stages; the first gets the signal in the middle of it.
 fn struck(name: &str) -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let model = synth(folder.path(), "micro", 7, &[])?.display().to_string();
+    let model = synth(folder.path(), "micro", 7, CONTEXT)?.display().to_string();
     let (prompt, out) = (folder.path().join("prompt.json"), folder.path().join("out.json"));
     write_tokens(&prompt, &tokens(PROMPT, 280, 1234))?;
     let common = |out: &std::path::Path| -> Vec<String> {
@@ -94,8 +110,15 @@ fn struck(name: &str) -> Result<()> {
             break;
         }
     }
-    // The prompt takes seconds, so this is in the middle of it; the decision below fails the test when it is not.
-    sleep(Duration::from_millis(300));
+    // In the middle of the prompt by the stage's own work; the decision below fails the test when it is not.
+    let (before, waited) = (worked(&stages[0])?, Instant::now());
+    while worked(&stages[0])?.saturating_sub(before) < Duration::from_millis(40) {
+        ensure!(
+            waited.elapsed() < Duration::from_secs(60),
+            "the stage does not work"
+        );
+        sleep(Duration::from_millis(1));
+    }
     signal(&stages[0], name)?;
     let drained = std::thread::spawn(move || lines.map_while(Result::ok).collect::<Vec<_>>());
     let output = run.wait_with_output()?;

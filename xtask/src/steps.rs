@@ -92,10 +92,13 @@ pub fn print() -> Result<()> {
     Ok(())
 }
 
-/// Runs all steps but those of `skip`; the first failure ends the run.
+/// The step that everything after it needs; once it is done, a failure no longer ends the run, so that one run shows all failures.
+const FOUNDATION: &str = "build";
+
+/// Runs all steps but those of `skip`. A failure up to the build ends the run; later ones are gathered.
 ///
 /// # Errors
-/// With the name of the step that failed.
+/// With the names of the steps that failed.
 pub fn run(skip: &[String]) -> Result<()> {
     if let Some(unknown) = skip
         .iter()
@@ -107,6 +110,7 @@ pub fn run(skip: &[String]) -> Result<()> {
             names.join(", ")
         );
     }
+    let (mut failed, mut built) = (Vec::new(), false);
     for step in STEPS
         .iter()
         .filter(|step| !skip.iter().any(|name| name == step.name))
@@ -120,10 +124,22 @@ pub fn run(skip: &[String]) -> Result<()> {
         let status = command
             .status()
             .with_context(|| format!("starting cargo for the step {}", step.name))?;
+        let verdict = if status.success() { "" } else { "FAILED after " };
+        eprintln!(
+            "== {}: {verdict}{:.0} s ==",
+            step.name,
+            start.elapsed().as_secs_f64()
+        );
+        built |= step.name == FOUNDATION;
         if !status.success() {
-            bail!("the step {} ended with {status}", step.name);
+            failed.push(step.name);
+            if !built {
+                break;
+            }
         }
-        eprintln!("== {}: {:.0} s ==", step.name, start.elapsed().as_secs_f64());
+    }
+    if !failed.is_empty() {
+        bail!("failed: {}", failed.join(", "));
     }
     Ok(())
 }
