@@ -9,7 +9,7 @@ pub enum Level {
     Scalar,
     /// AVX2 with fused multiply-add and half-precision conversions.
     Avx2,
-    /// AVX-512 (F, BW, VL) with VNNI and VBMI: Ice Lake, Zen 4 and later.
+    /// AVX-512 (F, BW, VL) with VNNI, VBMI and GFNI: Ice Lake, Zen 4 and later.
     Avx512,
     /// NEON with the dot-product extension: Graviton 2, Apple M1, Grace and later.
     Neon,
@@ -47,7 +47,12 @@ fn avx2() -> bool {
 #[cfg(target_arch = "x86_64")]
 fn avx512() -> bool {
     use std::is_x86_feature_detected as has;
-    has!("avx512f") && has!("avx512bw") && has!("avx512vl") && has!("avx512vnni") && has!("avx512vbmi")
+    has!("avx512f")
+        && has!("avx512bw")
+        && has!("avx512vl")
+        && has!("avx512vnni")
+        && has!("avx512vbmi")
+        && has!("gfni")
 }
 
 #[cfg(target_arch = "aarch64")]

@@ -3,18 +3,17 @@
 use std::arch::x86_64::{
     __m128i, __m256i, __m512i, __mmask64, _mm_loadu_si128, _mm256_and_si256, _mm256_broadcastsi128_si256,
     _mm256_loadu_si256, _mm256_set1_epi8, _mm256_setzero_si256, _mm256_shuffle_epi8, _mm256_srlv_epi16,
-    _mm512_add_epi8, _mm512_add_epi64, _mm512_and_si512, _mm512_broadcast_i32x4, _mm512_castsi256_si512,
-    _mm512_castsi512_si256, _mm512_cvtepi64_epi32, _mm512_cvtepu8_epi16, _mm512_inserti64x4,
-    _mm512_loadu_si512, _mm512_mask_add_epi8, _mm512_mask_mov_epi16, _mm512_mask_sub_epi8,
+    _mm256_storeu_si256, _mm512_add_epi8, _mm512_add_epi64, _mm512_and_si512, _mm512_broadcast_i32x4,
+    _mm512_castsi256_si512, _mm512_castsi512_si256, _mm512_gf2p8affine_epi64_epi8, _mm512_i64gather_epi64,
+    _mm512_inserti64x4, _mm512_loadu_si512, _mm512_mask_add_epi8, _mm512_mask_sub_epi8,
     _mm512_maskz_mov_epi8, _mm512_maskz_permutexvar_epi8, _mm512_maskz_shuffle_epi8,
-    _mm512_multishift_epi64_epi8, _mm512_or_si512, _mm512_permutex2var_epi8, _mm512_permutex2var_epi16,
-    _mm512_permutexvar_epi8, _mm512_permutexvar_epi32, _mm512_set1_epi8, _mm512_set1_epi16,
-    _mm512_set1_epi64, _mm512_setzero_si512, _mm512_shuffle_epi8, _mm512_srli_epi64, _mm512_srlv_epi16,
-    _mm512_test_epi8_mask, _mm512_test_epi16_mask, _mm512_xor_si512,
+    _mm512_multishift_epi64_epi8, _mm512_or_si512, _mm512_permutexvar_epi8, _mm512_permutexvar_epi32,
+    _mm512_set1_epi8, _mm512_set1_epi64, _mm512_setzero_si512, _mm512_shuffle_epi8, _mm512_srli_epi64,
+    _mm512_srlv_epi16, _mm512_test_epi8_mask, _mm512_xor_si512,
 };
 
 use ds4_kernels::E2M1_DOUBLED;
-use ds4_kernels::grid::{MAGNITUDES, PATTERNS, signs};
+use ds4_kernels::grid::GRID as MAGNITUDES_OF;
 
 /// Values of a chunk.
 pub(super) const CHUNK: usize = 64;
@@ -26,7 +25,7 @@ struct Table<T, const N: usize>([T; N]);
 impl<T, const N: usize> Table<T, N> {
     /// Register `i` of the table.
     #[inline]
-    #[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+    #[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
     fn register(&self, i: usize) -> __m512i {
         assert!((i + 1) * 64 <= size_of::<Self>());
         // SAFETY: 64 bytes from there on are inside the table, as just checked.
@@ -36,7 +35,7 @@ impl<T, const N: usize> Table<T, N> {
 
 /// The 16 bytes from `at` on.
 #[inline]
-#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
 pub(super) fn load16(bytes: &[u8], at: usize) -> __m128i {
     let part = &bytes[at..at + 16];
     // SAFETY: the slice was just taken; the load needs no alignment.
@@ -45,7 +44,7 @@ pub(super) fn load16(bytes: &[u8], at: usize) -> __m128i {
 
 /// The 32 bytes from `at` on.
 #[inline]
-#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
 pub(super) fn load32(bytes: &[u8], at: usize) -> __m256i {
     let part = &bytes[at..at + 32];
     // SAFETY: the slice was just taken; the load needs no alignment.
@@ -54,7 +53,7 @@ pub(super) fn load32(bytes: &[u8], at: usize) -> __m256i {
 
 /// The 64 codes from `at` on.
 #[inline]
-#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
 pub(super) fn load64(codes: &[i8], at: usize) -> __m512i {
     let part = &codes[at..at + 64];
     // SAFETY: the slice was just taken; the load needs no alignment.
@@ -63,14 +62,14 @@ pub(super) fn load64(codes: &[i8], at: usize) -> __m512i {
 
 /// `low` in the lower half, `high` in the upper.
 #[inline]
-#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
 fn join(low: __m256i, high: __m256i) -> __m512i {
     _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high)
 }
 
 /// Two `Q8_0` blocks (or the last one alone), offset to unsigned.
 #[inline]
-#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
 pub(super) fn q8_0(blocks: &[[u8; 34]], chunk: usize) -> __m512i {
     let low = load32(&blocks[2 * chunk], 2);
     let high = blocks
@@ -81,7 +80,7 @@ pub(super) fn q8_0(blocks: &[[u8; 34]], chunk: usize) -> __m512i {
 
 /// Two `MXFP4` blocks (or the last one alone), offset to unsigned.
 #[inline]
-#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
 pub(super) fn mxfp4(blocks: &[[u8; 17]], chunk: usize) -> __m512i {
     let low = load16(&blocks[2 * chunk], 1);
     let high = blocks.get(2 * chunk + 1).map_or(low, |block| load16(block, 1));
@@ -96,7 +95,7 @@ pub(super) fn mxfp4(blocks: &[[u8; 17]], chunk: usize) -> __m512i {
 
 /// One `MXFP4` block, offset to unsigned.
 #[inline]
-#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
 pub(super) fn mxfp4_block(block: &[u8; 17]) -> __m256i {
     let shifts = _mm512_castsi512_si256(SHIFTS_MXFP4.register(0));
     let nibbles = _mm256_srlv_epi16(_mm256_broadcastsi128_si256(load16(block, 1)), shifts);
@@ -106,7 +105,7 @@ pub(super) fn mxfp4_block(block: &[u8; 17]) -> __m256i {
 
 /// Codes 0 to 3 of a `Q2_K` block.
 #[inline]
-#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
 pub(super) fn q2_k(block: &[u8; 84], chunk: usize) -> __m512i {
     let bytes = load32(block, 16 + chunk / 2 * 32);
     let shifted = _mm512_srlv_epi16(join(bytes, bytes), SHIFTS_Q2K.register(chunk % 2));
@@ -115,7 +114,7 @@ pub(super) fn q2_k(block: &[u8; 84], chunk: usize) -> __m512i {
 
 /// The same, times their sub-block scales: at most 3 * 15.
 #[inline]
-#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
 pub(super) fn q2_k_scaled(block: &[u8; 84], chunk: usize) -> __m512i {
     let codes = q2_k(block, chunk);
     let scales = _mm512_and_si512(_mm512_broadcast_i32x4(load16(block, 0)), _mm512_set1_epi8(15));
@@ -132,7 +131,7 @@ pub(super) fn q2_k_scaled(block: &[u8; 84], chunk: usize) -> __m512i {
 
 /// For every 4 values of a chunk the scale of their 16, as 32-bit integers.
 #[inline]
-#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
 pub(super) fn q2_k_steps(block: &[u8; 84], chunk: usize) -> __m512i {
     let scales = _mm512_and_si512(_mm512_broadcast_i32x4(load16(block, 0)), _mm512_set1_epi8(15));
     let index = _mm512_add_epi8(QUARTERS.register(0), broadcast(4 * chunk));
@@ -141,7 +140,7 @@ pub(super) fn q2_k_steps(block: &[u8; 84], chunk: usize) -> __m512i {
 
 /// Codes 0 to 15 of a `Q4_K` block.
 #[inline]
-#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
 pub(super) fn q4_k(block: &[u8; 144], chunk: usize) -> __m512i {
     let bytes = load32(block, 16 + chunk * 32);
     let shifted = _mm512_srlv_epi16(join(bytes, bytes), SHIFTS_Q4K.register(0));
@@ -162,50 +161,53 @@ pub(super) fn q4_k_scales(block: &[u8; 144]) -> (u64, u64) {
 /// An `IQ2_XXS` block: eight groups of four grid indices, four sign fields of seven bits and a scale of four bits.
 #[derive(Clone, Copy)]
 pub(super) struct Iq2 {
-    /// Word `i`: the eight two-bit magnitudes of values `8 i` on.
-    patterns: __m512i,
-    /// Bytes 8 g to 8 g + 3: the sign bits of group `g`.
-    signs: __m512i,
+    /// The block without its scale.
+    groups: __m512i,
+    /// The sign bits of each chunk.
+    signs: [__mmask64; 4],
     /// Dword 2 g: the odd step of group `g`.
     pub(super) steps: __m512i,
 }
 
 impl Iq2 {
     #[inline]
-    #[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+    #[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
     pub(super) fn new(block: &[u8; 66]) -> Self {
         let groups = {
             let part = &block[2..66];
             // SAFETY: the slice was just taken: 64 bytes; the load needs no alignment.
             unsafe { _mm512_loadu_si512(part.as_ptr().cast()) }
         };
-        // Bits 32, 39, 46 and 53 on of each group.
+        // Bits 32, 39, 46 and 53 on of each group; the eighth bit is made of the seven.
         let fields = _mm512_multishift_epi64_epi8(_mm512_set1_epi64(0x352e_2720_352e_2720), groups);
+        let bytes = _mm512_gf2p8affine_epi64_epi8::<0>(fields, _mm512_set1_epi64(EIGHTH_SIGN));
+        let bytes = _mm512_castsi512_si256(_mm512_permutexvar_epi8(FOURS.register(0), bytes));
+        let mut signs = [0_u64; 4];
+        // SAFETY: the array is 32 bytes; the store needs no alignment.
+        unsafe { _mm256_storeu_si256(signs.as_mut_ptr().cast(), bytes) };
         let scale = _mm512_srli_epi64::<60>(groups);
         Self {
-            patterns: patterns(_mm512_cvtepu8_epi16(_mm512_cvtepi64_epi32(groups))),
-            signs: _mm512_permutex2var_epi8(SIGNS.register(0), fields, SIGNS.register(1)),
+            groups,
+            signs,
             steps: _mm512_or_si512(_mm512_add_epi64(scale, scale), _mm512_set1_epi64(1)),
         }
     }
 
     /// Magnitudes of a chunk, and which of them are negative.
     #[inline]
-    #[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+    #[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
     pub(super) fn chunk(&self, chunk: usize) -> (__m512i, __mmask64) {
-        // A pattern to eight bytes; its bits 0, 2, 4 and so on to their lowest bits, which alone choose from the table.
-        let spread =
-            _mm512_maskz_permutexvar_epi8(0x0303_0303_0303_0303, PATTERN_OF.register(chunk), self.patterns);
-        let fields = _mm512_multishift_epi64_epi8(_mm512_set1_epi64(0x0e0c_0a08_0604_0200), spread);
-        let magnitudes = _mm512_permutexvar_epi8(fields, MAGNITUDE.register(0));
-        let spread = _mm512_permutexvar_epi8(SIGN_OF.register(chunk), self.signs);
-        let minus = _mm512_test_epi8_mask(spread, _mm512_set1_epi64(BITS.cast_signed()));
-        (magnitudes, minus)
+        // Each index to eight bytes, of which it is the lowest: at most 255, the entries of the codebook.
+        let indices =
+            _mm512_maskz_permutexvar_epi8(0x0101_0101_0101_0101, INDEX_OF.register(chunk), self.groups);
+        // SAFETY: the codebook has 256 entries of eight bytes.
+        let magnitudes = unsafe { _mm512_i64gather_epi64::<8>(indices, GRID.0.as_ptr().cast()) };
+        (magnitudes, self.signs[chunk])
     }
 
     /// A chunk with its signs, offset to unsigned.
     #[inline]
-    #[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+    #[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
     pub(super) fn unsigned(&self, chunk: usize) -> __m512i {
         let (magnitudes, minus) = self.chunk(chunk);
         let signed = _mm512_mask_sub_epi8(magnitudes, minus, _mm512_setzero_si512(), magnitudes);
@@ -214,44 +216,30 @@ impl Iq2 {
 
     /// For every 4 values of a chunk the step of their 32, as 32-bit integers.
     #[inline]
-    #[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+    #[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
     pub(super) fn chunk_steps(&self, chunk: usize) -> __m512i {
         _mm512_permutexvar_epi32(STEP_OF.register(chunk), self.steps)
     }
 }
 
-/// The codebook's patterns of 32 indices. A lookup reaches 64 entries; the index's upper two bits choose among four.
 #[inline]
-#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
-fn patterns(indices: __m512i) -> __m512i {
-    let quarter =
-        |i: usize| _mm512_permutex2var_epi16(GRID.register(2 * i), indices, GRID.register(2 * i + 1));
-    let odd = _mm512_test_epi16_mask(indices, _mm512_set1_epi16(64));
-    let upper = _mm512_test_epi16_mask(indices, _mm512_set1_epi16(128));
-    let first = _mm512_mask_mov_epi16(quarter(0), odd, quarter(1));
-    _mm512_mask_mov_epi16(first, upper, _mm512_mask_mov_epi16(quarter(2), odd, quarter(3)))
-}
-
-#[inline]
-#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
 #[allow(clippy::cast_possible_truncation, clippy::cast_possible_wrap)] // below 16
 fn broadcast(byte: usize) -> __m512i {
     _mm512_set1_epi8(byte as i8)
 }
 
-/// Bit `i` in byte `i`.
-const BITS: u64 = 0x8040_2010_0804_0201;
+/// Seven stored bits to eight signs, as a matrix of bits: the eighth is the sum of all, so that the number of minus signs is even.
+const EIGHTH_SIGN: i64 = 0x0102_0408_1020_407f;
 
 static E2M1: Table<u8, 64> = Table(e2m1_unsigned());
 static SHIFTS_MXFP4: Table<u16, 32> = Table(shifts(8, 4));
 static SHIFTS_Q4K: Table<u16, 32> = Table(shifts(16, 4));
 static SHIFTS_Q2K: Table<u16, 64> = Table(shifts_q2_k());
 static QUARTERS: Table<u8, 64> = Table(quarters());
-static GRID: Table<u16, 256> = Table(PATTERNS);
-static PATTERN_OF: Table<u8, 256> = Table(pattern_of());
-static MAGNITUDE: Table<u8, 64> = Table(magnitudes());
-static SIGNS: Table<u8, 128> = Table(sign_bytes());
-static SIGN_OF: Table<u8, 256> = Table(sign_of());
+static GRID: Table<[i8; 8], 256> = Table(MAGNITUDES_OF);
+static INDEX_OF: Table<u8, 256> = Table(index_of());
+static FOURS: Table<u8, 64> = Table(fours());
 static STEP_OF: Table<u32, 64> = Table(step_of());
 
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // -12 to 12, offset
@@ -298,48 +286,23 @@ const fn quarters() -> [u8; 64] {
     table
 }
 
-/// Where the two bytes of pattern `i` are, at the start of eight.
-const fn pattern_of() -> [u8; 256] {
+/// Where the index of values `8 i` on is: four to a group of eight bytes.
+const fn index_of() -> [u8; 256] {
     let mut table = [0; 256];
     let mut i = 0;
     while i < 256 {
-        table[i] = (i / 8 * 2 + i % 2) as u8;
+        table[i] = (i / 8 / 4 * 8 + i / 8 % 4) as u8;
         i += 1;
     }
     table
 }
 
-/// The magnitude that the lowest two bits of a six-bit index stand for.
-const fn magnitudes() -> [u8; 64] {
+/// The first four bytes of every eight.
+const fn fours() -> [u8; 64] {
     let mut table = [0; 64];
     let mut i = 0;
     while i < 64 {
-        if i % 4 < 3 {
-            table[i] = MAGNITUDES[i % 4].cast_unsigned();
-        }
-        i += 1;
-    }
-    table
-}
-
-/// Seven stored bits to eight signs.
-#[allow(clippy::cast_possible_truncation)] // eight bits
-const fn sign_bytes() -> [u8; 128] {
-    let mut table = [0; 128];
-    let mut i = 0;
-    while i < 128 {
-        table[i] = signs(i as u32) as u8;
-        i += 1;
-    }
-    table
-}
-
-/// Where the sign byte of value `i` is: of its group's four, the one of its eight.
-const fn sign_of() -> [u8; 256] {
-    let mut table = [0; 256];
-    let mut i = 0;
-    while i < 256 {
-        table[i] = (i / 32 * 8 + i % 32 / 8) as u8;
+        table[i] = (i % 32 / 4 * 8 + i % 4) as u8;
         i += 1;
     }
     table

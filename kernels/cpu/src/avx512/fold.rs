@@ -1,18 +1,17 @@
 //! From columns to rows: transposed registers, and sums over lanes of many registers at once.
 
 use std::arch::x86_64::{
-    __m256i, __m512i, _mm256_add_epi32, _mm256_castps_si256, _mm256_castsi256_ps, _mm256_permute2x128_si256,
-    _mm256_permutevar8x32_epi32, _mm256_set_epi32, _mm256_shuffle_ps, _mm256_unpackhi_epi32,
+    __m256i, __m512i, _mm256_add_epi32, _mm256_permute2x128_si256, _mm256_unpackhi_epi32,
     _mm256_unpackhi_epi64, _mm256_unpacklo_epi32, _mm256_unpacklo_epi64, _mm512_add_epi32,
-    _mm512_castps_si512, _mm512_castsi512_ps, _mm512_castsi512_si256, _mm512_extracti64x4_epi64,
-    _mm512_permutexvar_epi32, _mm512_set_epi32, _mm512_shuffle_i32x4, _mm512_shuffle_ps,
-    _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
+    _mm512_castps_si512, _mm512_castsi512_ps, _mm512_castsi512_si256, _mm512_permutexvar_epi32,
+    _mm512_set_epi32, _mm512_shuffle_i32x4, _mm512_shuffle_i64x2, _mm512_shuffle_ps, _mm512_unpackhi_epi32,
+    _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
 };
 use std::array::from_fn;
 
 /// Dword `j` of register `i` becomes dword `i` of register `j`.
 #[inline]
-#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
 pub(super) fn transpose(rows: [__m512i; 16]) -> [__m512i; 16] {
     // Within each quarter of 128 bits: 4 x 4 dwords of 4 registers.
     let dwords: [__m512i; 16] = from_fn(|i| {
@@ -55,7 +54,7 @@ pub(super) fn transpose(rows: [__m512i; 16]) -> [__m512i; 16] {
 
 /// Lane `i` of the result is the sum over the lanes of register `i`.
 #[inline]
-#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
 pub(super) fn sums(rows: &[__m512i; 16]) -> __m512i {
     let halves: [__m512i; 8] = from_fn(|i| {
         let (a, b) = (rows[i], rows[i + 8]);
@@ -85,63 +84,42 @@ pub(super) fn sums(rows: &[__m512i; 16]) -> __m512i {
 
 /// The same for eight registers of eight lanes.
 #[inline]
-#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
 pub(super) fn sums8(rows: &[__m256i; 8]) -> __m256i {
-    let halves: [__m256i; 4] = from_fn(|i| {
-        let (a, b) = (rows[i], rows[i + 4]);
-        _mm256_add_epi32(
-            _mm256_permute2x128_si256::<0x20>(a, b),
-            _mm256_permute2x128_si256::<0x31>(a, b),
-        )
+    let twos: [__m256i; 4] = from_fn(|i| {
+        let (a, b) = (rows[2 * i], rows[2 * i + 1]);
+        _mm256_add_epi32(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b))
     });
-    let pairs: [__m256i; 2] = from_fn(|i| {
-        let (a, b) = (halves[i], halves[i + 2]);
+    let fours: [__m256i; 2] = from_fn(|i| {
+        let (a, b) = (twos[2 * i], twos[2 * i + 1]);
         _mm256_add_epi32(_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b))
     });
-    let (a, b) = (_mm256_castsi256_ps(pairs[0]), _mm256_castsi256_ps(pairs[1]));
-    let even = _mm256_castps_si256(_mm256_shuffle_ps::<0x88>(a, b));
-    let odd = _mm256_castps_si256(_mm256_shuffle_ps::<0xdd>(a, b));
-    let order = _mm256_set_epi32(7, 5, 6, 4, 3, 1, 2, 0);
-    _mm256_permutevar8x32_epi32(_mm256_add_epi32(even, odd), order)
+    _mm256_add_epi32(
+        _mm256_permute2x128_si256::<0x20>(fours[0], fours[1]),
+        _mm256_permute2x128_si256::<0x31>(fours[0], fours[1]),
+    )
 }
 
 /// The same for eight registers of 16 lanes.
 #[inline]
-#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
 pub(super) fn sums_of_wide(rows: &[__m512i; 8]) -> __m256i {
-    let halves: [__m256i; 8] = from_fn(|i| {
-        let upper = _mm512_extracti64x4_epi64::<1>(rows[i]);
-        _mm256_add_epi32(_mm512_castsi512_si256(rows[i]), upper)
+    // Rows i and i + 4 share a register: four lanes each of both halves of 256 bits.
+    let halves: [__m512i; 4] = from_fn(|i| {
+        let (a, b) = (rows[i], rows[i + 4]);
+        _mm512_add_epi32(
+            _mm512_shuffle_i64x2::<0x44>(a, b),
+            _mm512_shuffle_i64x2::<0xee>(a, b),
+        )
     });
-    sums8(&halves)
-}
-
-/// Dword `j` of register `i` becomes dword `i` of register `j`.
-#[inline]
-#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
-pub(super) fn transpose8(rows: [__m256i; 8]) -> [__m256i; 8] {
-    let dwords: [__m256i; 8] = from_fn(|i| {
-        let (a, b) = (rows[i / 2 * 2], rows[i / 2 * 2 + 1]);
-        if i % 2 == 0 {
-            _mm256_unpacklo_epi32(a, b)
-        } else {
-            _mm256_unpackhi_epi32(a, b)
-        }
+    let twos: [__m512i; 2] = from_fn(|i| {
+        let (a, b) = (halves[2 * i], halves[2 * i + 1]);
+        _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b))
     });
-    let fours: [__m256i; 8] = from_fn(|i| {
-        let (a, b) = (dwords[i / 4 * 4 + i % 4 / 2], dwords[i / 4 * 4 + i % 4 / 2 + 2]);
-        if i % 2 == 0 {
-            _mm256_unpacklo_epi64(a, b)
-        } else {
-            _mm256_unpackhi_epi64(a, b)
-        }
-    });
-    from_fn(|i| {
-        let (a, b) = (fours[i % 4], fours[4 + i % 4]);
-        if i < 4 {
-            _mm256_permute2x128_si256::<0x20>(a, b)
-        } else {
-            _mm256_permute2x128_si256::<0x31>(a, b)
-        }
-    })
+    let (a, b) = (twos[0], twos[1]);
+    let fours = _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+    // Quarters 0 and 1 are rows 0 to 3, quarters 2 and 3 rows 4 to 7.
+    let even = _mm512_shuffle_i64x2::<0b00_00_10_00>(fours, fours);
+    let odd = _mm512_shuffle_i64x2::<0b00_00_11_01>(fours, fours);
+    _mm512_castsi512_si256(_mm512_add_epi32(even, odd))
 }

@@ -14,9 +14,6 @@ use crate::kernels::Kernels;
 use crate::operands::{Put, Rows, Token};
 use crate::panel::with_panel;
 
-/// Tokens below which rows are read from the file for each of them: unpacking takes about as long as two or three products.
-const FEW: usize = 3;
-
 /// Only for machines where the features of this module were detected.
 pub(crate) const KERNELS: Kernels = Kernels {
     // SAFETY: `Kernels::of` gives these functions out only where all the features were detected.
@@ -28,16 +25,13 @@ pub(crate) const KERNELS: Kernels = Kernels {
     ..crate::avx2::KERNELS
 };
 
-#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
 fn product(rows: &Rows<'_>, tokens: &[Token<'_>], put: Put<'_>) {
     for token in tokens {
         token.check(rows.cols(), rows.format().block_len());
     }
-    if tokens.len() <= FEW {
-        for (i, token) in tokens.iter().enumerate() {
-            put(i, &vector::product(rows, token));
-        }
-        return;
+    if tokens.len() <= vector::MOST {
+        return vector::product(rows, tokens, put);
     }
     with_panel(|panel| {
         panel::unpack(rows, panel);

@@ -18,7 +18,7 @@ use crate::operands::{ROWS, Rows};
 use crate::panel::{Line, Panel};
 
 /// Fills `panel` with `rows`.
-#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
 pub(super) fn unpack(rows: &Rows<'_>, panel: &mut Panel) {
     panel.reset(rows.format(), rows.cols());
     match rows.format() {
@@ -39,7 +39,7 @@ pub(super) fn unpack(rows: &Rows<'_>, panel: &mut Panel) {
     }
 }
 
-#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
 fn q2_k(rows: &[&[[u8; 84]]; ROWS], panel: &mut Panel) {
     codes(panel, |row, chunk| q2_k_scaled(&rows[row][chunk / 4], chunk % 4));
     scales(&mut panel.d, |block| halves(rows, block, 80));
@@ -50,7 +50,7 @@ fn q2_k(rows: &[&[[u8; 84]]; ROWS], panel: &mut Panel) {
     });
 }
 
-#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
 fn q4_k_panel(rows: &[&[[u8; 144]]; ROWS], panel: &mut Panel) {
     codes(panel, |row, chunk| q4_k(&rows[row][chunk / 4], chunk % 4));
     scales(&mut panel.d, |block| halves(rows, block, 0));
@@ -65,7 +65,7 @@ fn q4_k_panel(rows: &[&[[u8; 144]]; ROWS], panel: &mut Panel) {
     });
 }
 
-#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
 #[allow(clippy::needless_range_loop)] // the block is one of all rows
 fn iq2_xxs(rows: &[&[[u8; 66]]; ROWS], panel: &mut Panel) {
     for block in 0..panel.blocks {
@@ -87,7 +87,7 @@ fn iq2_xxs(rows: &[&[[u8; 66]]; ROWS], panel: &mut Panel) {
 
 /// Chunk after chunk, `bytes(row, chunk)` of every row.
 #[inline]
-#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
 fn codes(panel: &mut Panel, bytes: impl Fn(usize, usize) -> __m512i) {
     for (chunk, lines) in panel
         .codes
@@ -102,7 +102,7 @@ fn codes(panel: &mut Panel, bytes: impl Fn(usize, usize) -> __m512i) {
 
 /// Block after block, eight dwords of every row.
 #[inline]
-#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
 fn groups<T>(lines: &mut [Line<T>], eight: impl Fn(usize, usize) -> __m256i) {
     for (block, lines) in lines.as_chunks_mut::<8>().0.iter_mut().enumerate() {
         store(
@@ -114,7 +114,7 @@ fn groups<T>(lines: &mut [Line<T>], eight: impl Fn(usize, usize) -> __m256i) {
 
 /// Block after block, one number of every row.
 #[inline]
-#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
 fn scales(lines: &mut [Line<f32>], all: impl Fn(usize) -> __m512) {
     for (block, line) in lines.iter_mut().enumerate() {
         // SAFETY: a line is 64 bytes.
@@ -123,7 +123,7 @@ fn scales(lines: &mut [Line<f32>], all: impl Fn(usize) -> __m512) {
 }
 
 #[inline]
-#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
 fn store<T>(lines: &mut [Line<T>], registers: &[__m512i; 16]) {
     for (line, register) in lines.iter_mut().zip(registers) {
         const { assert!(size_of::<Line<T>>() == 64) };
@@ -134,7 +134,7 @@ fn store<T>(lines: &mut [Line<T>], registers: &[__m512i; 16]) {
 
 /// The halves at byte `at` of block `block` of all rows, widened.
 #[inline]
-#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
 pub(super) fn halves<const N: usize>(rows: &[&[[u8; N]]; ROWS], block: usize, at: usize) -> __m512 {
     let bits: [u16; ROWS] =
         from_fn(|row| u16::from_le_bytes([rows[row][block][at], rows[row][block][at + 1]]));
@@ -144,7 +144,7 @@ pub(super) fn halves<const N: usize>(rows: &[&[[u8; N]]; ROWS], block: usize, at
 
 /// The halved powers of two of block `block` of all rows, as `ds4_kernels::half_of_power` has them.
 #[inline]
-#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
 pub(super) fn powers(rows: &[&[[u8; 17]]; ROWS], block: usize) -> __m512 {
     let exponents: [u32; ROWS] = from_fn(|row| u32::from(rows[row][block][0]));
     // SAFETY: the array is 64 bytes.
@@ -166,7 +166,7 @@ pub(super) fn powers(rows: &[&[[u8; 17]]; ROWS], block: usize) -> __m512 {
 
 /// Eight bytes widened.
 #[inline]
-#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
 fn dwords(bytes: u64) -> __m256i {
     _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(bytes.cast_signed()))
 }

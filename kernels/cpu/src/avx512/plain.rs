@@ -19,7 +19,7 @@ const TILE_TOKENS: usize = 3;
 /// Lanes of a register: half of those of a sum.
 const WIDTH: usize = LANES / 2;
 
-#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
 pub(super) fn product(rows: &Rows<'_>, tokens: &[&[f32]], put: Put<'_>) {
     let bytes: [&[u8]; ROWS] = std::array::from_fn(|i| rows.row(i));
     match rows.format() {
@@ -48,7 +48,7 @@ fn bytes_of(values: &[f32]) -> &[u8] {
 }
 
 /// All tokens with `count` rows of `SIZE` bytes a value.
-#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
 fn tiles<const SIZE: usize>(rows: &[&[u8]; ROWS], count: usize, tokens: &[&[f32]], put: Put<'_>) {
     for (i, tokens) in tokens.chunks(TILE_TOKENS).enumerate() {
         let mut out = [[0.0; ROWS]; TILE_TOKENS];
@@ -71,7 +71,7 @@ fn tiles<const SIZE: usize>(rows: &[&[u8]; ROWS], count: usize, tokens: &[&[f32]
 }
 
 /// Products of four rows with `T` tokens, to lanes `at` on of `out`.
-#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
 fn tile<const SIZE: usize, const T: usize>(
     rows: &[&[u8]; TILE_ROWS],
     tokens: &[&[f32]; T],
@@ -118,7 +118,7 @@ fn tile<const SIZE: usize, const T: usize>(
 /// # Safety
 /// The values from `k` on that `mask` names are inside all rows and tokens.
 #[inline]
-#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
 unsafe fn step<const SIZE: usize, const T: usize, const HALF: usize>(
     rows: &[&[u8]; TILE_ROWS],
     tokens: &[&[f32]; T],
@@ -155,7 +155,7 @@ unsafe fn step<const SIZE: usize, const T: usize, const HALF: usize>(
 /// # Safety
 /// The values that `mask` names are there.
 #[inline]
-#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
 unsafe fn floats(start: *const f32, mask: __mmask16) -> __m512 {
     // SAFETY: as the caller promised; loads need no alignment.
     unsafe {
@@ -169,7 +169,7 @@ unsafe fn floats(start: *const f32, mask: __mmask16) -> __m512 {
 /// # Safety
 /// The values that `mask` names are there.
 #[inline]
-#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
 unsafe fn halves(start: *const u8, mask: __mmask16) -> __m512 {
     // SAFETY: as the caller promised; loads need no alignment.
     _mm512_cvtph_ps(unsafe {
@@ -182,7 +182,7 @@ unsafe fn halves(start: *const u8, mask: __mmask16) -> __m512 {
 
 /// The tree of [`ds4_kernels::dot_f32`]: lane `i` takes lane `i + half`.
 #[inline]
-#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
 fn fold(low: __m512, high: __m512) -> f32 {
     let sixteen = _mm512_add_ps(low, high);
     let upper = _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(sixteen)));

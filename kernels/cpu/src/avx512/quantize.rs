@@ -17,7 +17,7 @@ const WIDTH: usize = 16;
 /// Registers of 256 values.
 const REGISTERS: usize = Q8K_BLOCK / WIDTH;
 
-#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
 pub(super) fn quantize(values: &[f32], block: usize, out: CodesMut<'_>) {
     let CodesMut {
         codes,
@@ -55,7 +55,7 @@ pub(super) fn quantize(values: &[f32], block: usize, out: CodesMut<'_>) {
 
 /// Codes of eight blocks of 32.
 #[inline]
-#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
 fn q8(values: &[f32; Q8K_BLOCK], scales: &mut [f32]) -> [__m512i; REGISTERS] {
     let mut codes = [_mm512_setzero_si512(); REGISTERS];
     for (block, scale) in scales.iter_mut().enumerate() {
@@ -70,7 +70,7 @@ fn q8(values: &[f32; Q8K_BLOCK], scales: &mut [f32]) -> [__m512i; REGISTERS] {
 
 /// Codes of one block of 256.
 #[inline]
-#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
 fn q8_k(values: &[f32; Q8K_BLOCK], scales: &mut [f32]) -> [__m512i; REGISTERS] {
     let mut registers = [_mm512_setzero_ps(); REGISTERS];
     for (i, register) in registers.iter_mut().enumerate() {
@@ -93,7 +93,7 @@ fn q8_k(values: &[f32; Q8K_BLOCK], scales: &mut [f32]) -> [__m512i; REGISTERS] {
 
 /// The largest magnitude; what is no number does not count.
 #[inline]
-#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
 fn largest(registers: &[__m512]) -> f32 {
     let mut most = _mm512_setzero_ps();
     for x in registers {
@@ -105,7 +105,7 @@ fn largest(registers: &[__m512]) -> f32 {
 
 /// Nearest, ties to even, -127 to 127; 0 for what is no number.
 #[inline]
-#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
 fn code(x: __m512, inverse: f32) -> __m512i {
     let x = _mm512_mul_ps(x, _mm512_set1_ps(inverse));
     let number = _mm512_cmp_ps_mask::<_CMP_ORD_Q>(x, x);
@@ -114,7 +114,7 @@ fn code(x: __m512, inverse: f32) -> __m512i {
 }
 
 #[inline]
-#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
 fn store(
     registers: &[__m512i; REGISTERS],
     codes: &mut [i8; Q8K_BLOCK],
@@ -140,7 +140,7 @@ fn store(
 }
 
 #[inline]
-#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
 fn load(values: &[f32; Q8K_BLOCK], register: usize) -> __m512 {
     let part = &values[WIDTH * register..][..WIDTH];
     // SAFETY: the slice was just taken; the load needs no alignment.

@@ -95,7 +95,7 @@ impl Ahead {
     }
 
     #[inline]
-    #[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+    #[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
     fn ask(self, group: usize) {
         const LINE: usize = 64;
         let start = self.start.wrapping_add(group * self.per_group);
@@ -106,7 +106,7 @@ impl Ahead {
 }
 
 /// The products of up to [`TOKENS`] tokens with the panel's rows.
-#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
 pub(super) fn product(panel: &Panel, tokens: &[Token<'_>], ahead: Ahead) -> Products {
     match panel.format {
         Format::Q2K => of_shape::<Two>(panel, tokens, ahead),
@@ -116,7 +116,7 @@ pub(super) fn product(panel: &Panel, tokens: &[Token<'_>], ahead: Ahead) -> Prod
     }
 }
 
-#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
 fn of_shape<S: Shape>(panel: &Panel, tokens: &[Token<'_>], ahead: Ahead) -> Products {
     let mut out = [[0.0; ROWS]; TOKENS];
     match tokens.len() {
@@ -133,7 +133,7 @@ fn of_shape<S: Shape>(panel: &Panel, tokens: &[Token<'_>], ahead: Ahead) -> Prod
     out
 }
 
-#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
 fn tile<S: Shape, const T: usize>(panel: &Panel, tokens: &[Token<'_>], ahead: Ahead, out: &mut Products) {
     let groups = panel.blocks * S::GROUPS;
     let tokens: &[Token<'_>; T] = tokens.as_array().expect("as many tokens as the tile is for");
@@ -165,7 +165,7 @@ fn tile<S: Shape, const T: usize>(panel: &Panel, tokens: &[Token<'_>], ahead: Ah
 /// # Safety
 /// The panel and the tokens have group `group`.
 #[inline]
-#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
 unsafe fn add_group<S: Shape, const T: usize>(
     panel: &Panel,
     tokens: &[Token<'_>; T],
@@ -216,7 +216,7 @@ unsafe fn add_group<S: Shape, const T: usize>(
 /// # Safety
 /// The panel and the tokens have block `block`.
 #[inline]
-#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
 unsafe fn add_block<S: Shape, const T: usize>(
     panel: &Panel,
     tokens: &[Token<'_>; T],
@@ -257,7 +257,7 @@ unsafe fn add_block<S: Shape, const T: usize>(
 }
 
 #[inline]
-#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
 fn load_line<T>(line: &Line<T>) -> __m512i {
     const { assert!(size_of::<Line<T>>() == 64) };
     // SAFETY: a line is 64 bytes, aligned to 64.
@@ -265,7 +265,7 @@ fn load_line<T>(line: &Line<T>) -> __m512i {
 }
 
 #[inline]
-#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
 fn load_floats(line: &Line<f32>) -> __m512 {
     // SAFETY: a line is 64 bytes, aligned to 64.
     unsafe { _mm512_load_ps(line.0.as_ptr()) }

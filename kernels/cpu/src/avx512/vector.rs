@@ -1,214 +1,207 @@
-//! Rows times one token, straight from the file: nothing is unpacked to memory.
+//! Rows times one token or a few, straight from the file: nothing is unpacked to memory.
 //!
-//! Rows are read one after the other, so that memory sees one stream. A row's integers come out eight blocks at a time; for the fused
-//! multiply-adds, which go block by block, those of eight rows are transposed.
+//! Eight rows go side by side, block after block, so that the integers of a block are the lanes of the fused multiply-adds.
 
 use std::arch::x86_64::{
-    __m256, __m256i, __m512i, _CMP_NEQ_UQ, _mm_and_si128, _mm_cvtsi64_si128, _mm_loadu_si128, _mm_set1_epi8,
-    _mm_srli_epi16, _mm256_add_epi32, _mm256_castps_si256, _mm256_castsi256_ps, _mm256_cmp_ps_mask,
+    __m256, __m256i, __m512i, _CMP_NEQ_UQ, _MM_HINT_T0, _mm_and_si128, _mm_cvtsi64_si128, _mm_loadu_si128,
+    _mm_prefetch, _mm_set1_epi8, _mm_srli_epi16, _mm256_add_epi32, _mm256_castsi256_ps, _mm256_cmp_ps_mask,
     _mm256_cmplt_epi32_mask, _mm256_cvtepi32_ps, _mm256_cvtepu8_epi16, _mm256_cvtepu8_epi32, _mm256_cvtph_ps,
     _mm256_dpbusd_epi32, _mm256_fmadd_ps, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_mask_mov_epi32,
-    _mm256_mask3_fnmadd_ps, _mm256_maskz_loadu_epi32, _mm256_mul_ps, _mm256_or_si256, _mm256_set1_epi8,
-    _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_ps, _mm256_setzero_si256, _mm256_slli_epi32,
-    _mm256_sllv_epi32, _mm256_storeu_ps, _mm256_sub_epi32, _mm256_xor_si256, _mm512_add_epi32,
-    _mm512_castsi256_si512, _mm512_dpbusd_epi32, _mm512_dpwssd_epi32, _mm512_mask_sub_epi8,
-    _mm512_permutexvar_epi32, _mm512_set_epi32, _mm512_set1_epi32, _mm512_setzero_si512,
+    _mm256_mask3_fnmadd_ps, _mm256_mul_ps, _mm256_or_si256, _mm256_set1_epi8, _mm256_set1_epi32,
+    _mm256_set1_ps, _mm256_setzero_ps, _mm256_setzero_si256, _mm256_slli_epi32, _mm256_sllv_epi32,
+    _mm256_storeu_ps, _mm256_sub_epi32, _mm256_xor_si256, _mm512_add_epi32, _mm512_castsi256_si512,
+    _mm512_dpbusd_epi32, _mm512_dpwssd_epi32, _mm512_mask_sub_epi8, _mm512_permutexvar_epi32,
+    _mm512_set_epi32, _mm512_set1_epi32, _mm512_setzero_si512,
 };
 use std::array::from_fn;
 
 use ds4_kernels::Format;
 
-use super::chunk::{Iq2, load16, load32, load64, mxfp4_block, q2_k, q2_k_steps, q4_k, q4_k_scales};
-use super::fold::{sums_of_wide, sums8, transpose8};
-use crate::operands::{ROWS, Rows, Token};
+use super::chunk::{CHUNK, Iq2, load16, load32, load64, mxfp4_block, q2_k, q2_k_steps, q4_k, q4_k_scales};
+use super::fold::{sums_of_wide, sums8};
+use crate::operands::{Put, ROWS, Rows, Token};
 
-/// Blocks whose integers a row gives at a time, and rows that are transposed: the lanes of 256 bits.
+/// Rows side by side: the lanes of 256 bits.
 const EIGHT: usize = 8;
+/// Tokens that share the unpacking of a block.
+pub(super) const MOST: usize = 3;
 
-/// Eight blocks of one row.
-#[derive(Clone, Copy)]
-struct Run {
-    dots: __m256i,
+/// One block of eight rows, with `T` tokens: a lane for each row.
+struct Eight<const T: usize> {
+    dots: [__m256i; T],
     d: __m256,
-    minimums: __m256i,
+    minimums: [__m256i; T],
     dmin: __m256,
 }
 
-/// The integers of one row's block: lanes yet to be added, of the weights and of the minimums.
-struct Lanes {
-    dots: __m512i,
-    minimums: __m256i,
-}
-
-/// The products of the rows with one token.
-#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
-pub(super) fn product(rows: &Rows<'_>, token: &Token<'_>) -> [f32; ROWS] {
-    match rows.format() {
-        Format::Q8_0 => bytes(rows, token, |block| q8_0(block), |block| halves(block, 0)),
-        Format::Mxfp4 => bytes(rows, token, |block| mxfp4_block(block), |blocks| powers(blocks)),
-        Format::Q2K => blocks::<84, true>(rows, token, [80, 82], |block, x| two(block, x)),
-        Format::Q4K => blocks::<144, true>(rows, token, [0, 2], |block, x| four(block, x)),
-        Format::Iq2Xxs => blocks::<66, false>(rows, token, [0, 0], |block, x| grid(block, x)),
-        format => unreachable!("{format} has no 8-bit activations"),
+/// The products of the rows with up to [`MOST`] tokens.
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
+pub(super) fn product(rows: &Rows<'_>, tokens: &[Token<'_>], put: Put<'_>) {
+    match *tokens {
+        [a] => of_tokens(rows, [a], put),
+        [a, b] => of_tokens(rows, [a, b], put),
+        [a, b, c] => of_tokens(rows, [a, b, c], put),
+        _ => unreachable!("{} tokens at once, at most {MOST}", tokens.len()),
     }
 }
 
-/// Blocks of 32 signed values: `codes` offset to unsigned, `scales` of up to eight blocks.
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
+fn of_tokens<const T: usize>(rows: &Rows<'_>, tokens: [Token<'_>; T], put: Put<'_>) {
+    let values = match rows.format() {
+        Format::Q8_0 => bytes(rows, &tokens, |block| q8_0(block), |blocks| halves(blocks, 0)),
+        Format::Mxfp4 => bytes(rows, &tokens, |block| mxfp4_block(block), |blocks| powers(blocks)),
+        Format::Q2K => product_of::<84, true, T>(rows, &tokens, |blocks, at| Eight {
+            dots: dots(blocks, &tokens, at, |block, x| two(block, x)),
+            d: halves(blocks, 80),
+            minimums: minimums(blocks, &tokens, at, |block| minimums_q2_k(block)),
+            dmin: halves(blocks, 82),
+        }),
+        Format::Q4K => product_of::<144, true, T>(rows, &tokens, |blocks, at| Eight {
+            dots: dots(blocks, &tokens, at, |block, x| four(block, x)),
+            d: halves(blocks, 0),
+            minimums: minimums(blocks, &tokens, at, |block| minimums_q4_k(block)),
+            dmin: halves(blocks, 2),
+        }),
+        Format::Iq2Xxs => product_of::<66, false, T>(rows, &tokens, |blocks, at| Eight {
+            dots: dots(blocks, &tokens, at, |block, x| grid(block, x)),
+            // An eighth completes the scale, as in its block.
+            d: _mm256_mul_ps(halves(blocks, 0), _mm256_set1_ps(0.125)),
+            minimums: [_mm256_setzero_si256(); T],
+            dmin: _mm256_setzero_ps(),
+        }),
+        format => unreachable!("{format} has no 8-bit activations"),
+    };
+    values.iter().enumerate().for_each(|(i, values)| put(i, values));
+}
+
+/// Blocks of 32 signed values: `codes` offset to unsigned, `scales` of eight rows.
 #[inline]
-#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
-fn bytes<const BYTES: usize>(
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
+fn bytes<const BYTES: usize, const T: usize>(
     rows: &Rows<'_>,
-    token: &Token<'_>,
+    tokens: &[Token<'_>; T],
     codes: impl Fn(&[u8; BYTES]) -> __m256i,
-    scales: impl Fn(&[[u8; BYTES]; EIGHT]) -> __m256,
-) -> [f32; ROWS] {
-    let x = token.codes.as_chunks::<32>().0;
-    // 64 blocks, 2048 values, of a row before the next: long enough a stream, and the results stay in the first cache.
-    product_of::<BYTES, 8, false>(rows, token, |blocks, first| {
-        let dots = from_fn(|i| {
-            let x = load_codes(&x[(first + i).min(x.len() - 1)]);
-            _mm256_dpbusd_epi32(_mm256_setzero_si256(), codes(&blocks[i]), x)
-        });
-        let offsets = &token.offsets[first..token.offsets.len().min(first + EIGHT)];
-        // SAFETY: masked to the values of the slice.
-        let offsets =
-            unsafe { _mm256_maskz_loadu_epi32(u8::MAX >> (EIGHT - offsets.len()), offsets.as_ptr()) };
-        Run {
-            dots: _mm256_add_epi32(sums8(&dots), offsets),
-            d: scales(blocks),
-            minimums: _mm256_setzero_si256(),
-            dmin: _mm256_setzero_ps(),
-        }
-    })
-}
-
-/// Blocks of 256 values with the scales of weights and minimums at the bytes `at`; `lanes` gives a block's integers.
-#[inline]
-#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
-fn blocks<const BYTES: usize, const MINIMUMS: bool>(
-    rows: &Rows<'_>,
-    token: &Token<'_>,
-    at: [usize; 2],
-    lanes: impl Fn(&[u8; BYTES], &Input<'_>) -> Lanes,
-) -> [f32; ROWS] {
-    product_of::<BYTES, 1, MINIMUMS>(rows, token, |blocks, first| {
-        let last = token.scales.len() - 1;
-        let mut dots = [_mm512_setzero_si512(); EIGHT];
-        let mut minimums = [_mm256_setzero_si256(); EIGHT];
-        for i in 0..EIGHT {
-            let lanes = lanes(&blocks[i], &Input::new(token, (first + i).min(last)));
-            dots[i] = lanes.dots;
-            if MINIMUMS {
-                minimums[i] = lanes.minimums;
-            }
-        }
-        let d = halves(blocks, at[0]);
-        Run {
-            dots: sums_of_wide(&dots),
-            // `IQ2_XXS`: an eighth completes the scale, as in its block.
-            d: if MINIMUMS {
-                d
-            } else {
-                _mm256_mul_ps(d, _mm256_set1_ps(0.125))
-            },
-            minimums: if MINIMUMS { sums8(&minimums) } else { minimums[0] },
-            dmin: if MINIMUMS { halves(blocks, at[1]) } else { d },
-        }
-    })
-}
-
-/// Eight rows at a time, `RUNS` runs of eight blocks of each; `run(blocks, number of the first)` computes one. A row's last run is filled up
-/// with blocks of zeros, whose results are not used.
-#[inline]
-#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
-fn product_of<const BYTES: usize, const RUNS: usize, const MINIMUMS: bool>(
-    rows: &Rows<'_>,
-    token: &Token<'_>,
-    run: impl Fn(&[[u8; BYTES]; EIGHT], usize) -> Run,
-) -> [f32; ROWS] {
-    let mut out = [0.0; ROWS];
-    for (half, out) in out.as_chunks_mut::<EIGHT>().0.iter_mut().enumerate() {
-        if half * EIGHT >= rows.count() {
-            break;
-        }
-        let rows = rows.blocks_of::<EIGHT, BYTES>(half * EIGHT);
-        let empty = Run {
-            dots: _mm256_setzero_si256(),
-            d: _mm256_setzero_ps(),
-            minimums: _mm256_setzero_si256(),
-            dmin: _mm256_setzero_ps(),
+    scales: impl Fn(&[&[u8; BYTES]; EIGHT]) -> __m256,
+) -> [[f32; ROWS]; T] {
+    product_of::<BYTES, false, T>(rows, tokens, |blocks, at| {
+        let codes = blocks.map(&codes);
+        let dots = |token: &Token<'_>| {
+            let x = load_codes(&token.codes.as_chunks().0[at]);
+            let lanes = codes.map(|codes| _mm256_dpbusd_epi32(_mm256_setzero_si256(), codes, x));
+            _mm256_add_epi32(sums8(&lanes), _mm256_set1_epi32(token.offsets[at]))
         };
-        let mut runs = [[empty; EIGHT]; RUNS];
-        let mut total = _mm256_setzero_ps();
-        for first in (0..token.scales.len()).step_by(EIGHT * RUNS) {
-            for (row, blocks) in rows.iter().enumerate() {
-                let blocks = &blocks[first..blocks.len().min(first + EIGHT * RUNS)];
-                for (i, blocks) in blocks.chunks(EIGHT).enumerate() {
-                    let filled;
-                    let eight = match blocks.as_array::<EIGHT>() {
-                        Some(eight) => eight,
-                        None => {
-                            filled = from_fn(|i| blocks.get(i).copied().unwrap_or([0; BYTES]));
-                            &filled
-                        }
-                    };
-                    runs[i][row] = run(eight, first + EIGHT * i);
+        Eight {
+            dots: from_fn(|t| dots(&tokens[t])),
+            d: scales(blocks),
+            minimums: [_mm256_setzero_si256(); T],
+            dmin: _mm256_setzero_ps(),
+        }
+    })
+}
+
+/// The integers of block `at` of eight rows with each token; `lanes` gives those of one row, yet to be added.
+#[inline]
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
+fn dots<const BYTES: usize, const T: usize>(
+    blocks: &[&[u8; BYTES]; EIGHT],
+    tokens: &[Token<'_>; T],
+    at: usize,
+    lanes: impl Fn(&[u8; BYTES], &[&[i8; 256]; T]) -> [__m512i; T],
+) -> [__m256i; T] {
+    let x = from_fn(|t| &tokens[t].codes.as_chunks().0[at]);
+    let mut all = [[_mm512_setzero_si512(); EIGHT]; T];
+    for (row, block) in blocks.iter().enumerate() {
+        let lanes = lanes(block, &x);
+        (0..T).for_each(|t| all[t][row] = lanes[t]);
+    }
+    from_fn(|t| sums_of_wide(&all[t]))
+}
+
+/// The integers of the minimums of block `at` of eight rows with each token; `of` gives those of one row's 16 groups.
+#[inline]
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
+fn minimums<const BYTES: usize, const T: usize>(
+    blocks: &[&[u8; BYTES]; EIGHT],
+    tokens: &[Token<'_>; T],
+    at: usize,
+    of: impl Fn(&[u8; BYTES]) -> __m256i,
+) -> [__m256i; T] {
+    let of_rows = blocks.map(of);
+    from_fn(|t| {
+        let sums: &[i16; 16] = &tokens[t].sums.as_chunks().0[at];
+        // SAFETY: the array is 32 bytes.
+        let sums = unsafe { _mm256_loadu_si256(sums.as_ptr().cast()) };
+        sums8(&of_rows.map(|minimums| _mm256_madd_epi16(minimums, sums)))
+    })
+}
+
+/// Eight rows at a time, block after block as `ds4_kernels::block::Block::accumulate`: one fused multiply-add for the weights and one for the
+/// minimums. Meanwhile memory is asked for the next eight rows, from their first byte to their last: left to itself it would see eight
+/// streams, and stop at the end of each page.
+#[inline]
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
+fn product_of<const BYTES: usize, const MINIMUMS: bool, const T: usize>(
+    rows: &Rows<'_>,
+    tokens: &[Token<'_>; T],
+    of_block: impl Fn(&[&[u8; BYTES]; EIGHT], usize) -> Eight<T>,
+) -> [[f32; ROWS]; T] {
+    let mut out = [[0.0; ROWS]; T];
+    for first in (0..rows.count()).step_by(EIGHT) {
+        let rows = rows.blocks_of::<EIGHT, BYTES>(first);
+        let mut totals = [_mm256_setzero_ps(); T];
+        let count = rows[0].len();
+        assert!(
+            rows.iter().all(|row| row.len() == count)
+                && tokens.iter().all(|token| token.scales.len() == count)
+        );
+        for at in 0..count {
+            ask(rows[0].as_ptr().wrapping_add(EIGHT * (count + at)), EIGHT * BYTES);
+            // SAFETY: all rows have `count` blocks, as asserted.
+            let eight = of_block(&rows.map(|row| unsafe { row.get_unchecked(at) }), at);
+            for t in 0..T {
+                // SAFETY: all tokens have `count` scales, as asserted.
+                let scale = _mm256_set1_ps(unsafe { *tokens[t].scales.get_unchecked(at) });
+                let factor = _mm256_mul_ps(eight.d, scale);
+                totals[t] = _mm256_fmadd_ps(factor, _mm256_cvtepi32_ps(eight.dots[t]), totals[t]);
+                if MINIMUMS {
+                    let some = _mm256_cmp_ps_mask::<_CMP_NEQ_UQ>(eight.dmin, _mm256_setzero_ps());
+                    let factor = _mm256_mul_ps(eight.dmin, scale);
+                    let minimums = _mm256_cvtepi32_ps(eight.minimums[t]);
+                    totals[t] = _mm256_mask3_fnmadd_ps(factor, minimums, totals[t], some);
                 }
             }
-            let scales = token.scales[first..].chunks(EIGHT);
-            for (runs, scales) in runs.iter().zip(scales) {
-                total = accumulate::<MINIMUMS>(runs, scales, total);
-            }
         }
-        // SAFETY: the array has room for eight values.
-        unsafe { _mm256_storeu_ps(out.as_mut_ptr(), total) };
+        for (out, total) in out.iter_mut().zip(totals) {
+            let out = &mut out[first..first + EIGHT];
+            // SAFETY: the slice has room for eight values.
+            unsafe { _mm256_storeu_ps(out.as_mut_ptr(), total) };
+        }
     }
     out
 }
 
-/// Block after block, as `ds4_kernels::block::Block::accumulate`: one fused multiply-add for the weights and one for the minimums.
+/// Asks memory for some bytes, which need not be mapped.
 #[inline]
-#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
-fn accumulate<const MINIMUMS: bool>(rows: &[Run; EIGHT], scales: &[f32], mut total: __m256) -> __m256 {
-    let dots = transpose8(rows.map(|row| row.dots));
-    let d = transpose8(rows.map(|row| _mm256_castps_si256(row.d)));
-    let minimums = if MINIMUMS {
-        transpose8(rows.map(|row| row.minimums))
-    } else {
-        dots
-    };
-    let dmin = if MINIMUMS {
-        transpose8(rows.map(|row| _mm256_castps_si256(row.dmin)))
-    } else {
-        d
-    };
-    for (i, scale) in scales.iter().enumerate() {
-        let scale = _mm256_set1_ps(*scale);
-        let factor = _mm256_mul_ps(_mm256_castsi256_ps(d[i]), scale);
-        total = _mm256_fmadd_ps(factor, _mm256_cvtepi32_ps(dots[i]), total);
-        if MINIMUMS {
-            let dmin = _mm256_castsi256_ps(dmin[i]);
-            let some = _mm256_cmp_ps_mask::<_CMP_NEQ_UQ>(dmin, _mm256_setzero_ps());
-            let factor = _mm256_mul_ps(dmin, scale);
-            total = _mm256_mask3_fnmadd_ps(factor, _mm256_cvtepi32_ps(minimums[i]), total, some);
-        }
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
+fn ask<T>(start: *const T, bytes: usize) {
+    for at in (0..bytes).step_by(64) {
+        _mm_prefetch::<_MM_HINT_T0>(start.cast::<i8>().wrapping_add(at));
     }
-    total
 }
 
-/// The halves at byte `at` of eight blocks, widened.
+/// The halves at byte `at` of one block of eight rows, widened.
 #[inline]
-#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
-fn halves<const BYTES: usize>(blocks: &[[u8; BYTES]; EIGHT], at: usize) -> __m256 {
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
+fn halves<const BYTES: usize>(blocks: &[&[u8; BYTES]; EIGHT], at: usize) -> __m256 {
     let bits: [u16; EIGHT] = from_fn(|i| u16::from_le_bytes([blocks[i][at], blocks[i][at + 1]]));
     // SAFETY: the array is 16 bytes.
     _mm256_cvtph_ps(unsafe { _mm_loadu_si128(bits.as_ptr().cast()) })
 }
 
-/// The halved powers of two of eight blocks, as [`ds4_kernels::half_of_power`] has them.
+/// The halved powers of two of one block of eight rows, as [`ds4_kernels::half_of_power`] has them.
 #[inline]
-#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
-fn powers(blocks: &[[u8; 17]; EIGHT]) -> __m256 {
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
+fn powers(blocks: &[&[u8; 17]; EIGHT]) -> __m256 {
     let exponents: [i32; EIGHT] = from_fn(|i| i32::from(blocks[i][0]));
     // SAFETY: the array is 32 bytes.
     let exponents = unsafe { _mm256_loadu_si256(exponents.as_ptr().cast()) };
@@ -220,107 +213,90 @@ fn powers(blocks: &[[u8; 17]; EIGHT]) -> __m256 {
 }
 
 #[inline]
-#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
 fn q8_0(block: &[u8; 34]) -> __m256i {
     _mm256_xor_si256(load32(block, 2), _mm256_set1_epi8(i8::MIN))
 }
 
 #[inline]
-#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
 fn load_codes(codes: &[i8; 32]) -> __m256i {
     // SAFETY: 32 bytes are there; the load needs no alignment.
     unsafe { _mm256_loadu_si256(codes.as_ptr().cast()) }
 }
 
-/// One block of activations.
-struct Input<'a> {
-    codes: &'a [i8; 256],
-    /// Of 16 codes each.
-    sums: &'a [i16; 16],
-}
-
-impl<'a> Input<'a> {
-    #[inline]
-    fn new(token: &Token<'a>, block: usize) -> Self {
-        Self {
-            codes: &token.codes.as_chunks().0[block],
-            sums: &token.sums.as_chunks().0[block],
+#[inline]
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
+fn two<const T: usize>(block: &[u8; 84], x: &[&[i8; 256]; T]) -> [__m512i; T] {
+    let mut dots = [_mm512_setzero_si512(); T];
+    for chunk in 0..4 {
+        let (codes, steps) = (q2_k(block, chunk), q2_k_steps(block, chunk));
+        for t in 0..T {
+            let part = _mm512_dpbusd_epi32(_mm512_setzero_si512(), codes, load64(x[t], CHUNK * chunk));
+            dots[t] = add_scaled(dots[t], part, steps);
         }
     }
-
-    #[inline]
-    #[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
-    fn chunk(&self, chunk: usize) -> __m512i {
-        load64(self.codes, 64 * chunk)
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
-    fn sums(&self) -> __m256i {
-        // SAFETY: the array is 32 bytes.
-        unsafe { _mm256_loadu_si256(self.sums.as_ptr().cast()) }
-    }
+    dots
 }
 
+/// The minimums of the 16 groups of a `Q2_K` block.
 #[inline]
-#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
-fn two(block: &[u8; 84], x: &Input<'_>) -> Lanes {
-    let mut dots = _mm512_setzero_si512();
-    for chunk in 0..4 {
-        let part = _mm512_dpbusd_epi32(_mm512_setzero_si512(), q2_k(block, chunk), x.chunk(chunk));
-        dots = add_scaled(dots, part, q2_k_steps(block, chunk));
-    }
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
+fn minimums_q2_k(block: &[u8; 84]) -> __m256i {
     let minimums = _mm_and_si128(_mm_srli_epi16::<4>(load16(block, 0)), _mm_set1_epi8(15));
-    Lanes {
-        dots,
-        minimums: _mm256_madd_epi16(_mm256_cvtepu8_epi16(minimums), x.sums()),
-    }
+    _mm256_cvtepu8_epi16(minimums)
 }
 
 #[inline]
-#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
-fn four(block: &[u8; 144], x: &Input<'_>) -> Lanes {
-    let (steps, minimums) = q4_k_scales(block);
-    let steps = _mm512_castsi256_si512(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(steps.cast_signed())));
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
+fn four<const T: usize>(block: &[u8; 144], x: &[&[i8; 256]; T]) -> [__m512i; T] {
+    let steps = _mm_cvtsi64_si128(q4_k_scales(block).0.cast_signed());
+    let steps = _mm512_castsi256_si512(_mm256_cvtepu8_epi32(steps));
     // Steps 0 and 1 for the first chunk: 32 values are 8 lanes.
     let mut of_chunk = _mm512_set_epi32(1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0);
-    let mut dots = _mm512_setzero_si512();
+    let mut dots = [_mm512_setzero_si512(); T];
     for chunk in 0..4 {
-        let part = _mm512_dpbusd_epi32(_mm512_setzero_si512(), q4_k(block, chunk), x.chunk(chunk));
-        dots = add_scaled(dots, part, _mm512_permutexvar_epi32(of_chunk, steps));
+        let (codes, steps) = (q4_k(block, chunk), _mm512_permutexvar_epi32(of_chunk, steps));
+        for t in 0..T {
+            let part = _mm512_dpbusd_epi32(_mm512_setzero_si512(), codes, load64(x[t], CHUNK * chunk));
+            dots[t] = add_scaled(dots[t], part, steps);
+        }
         of_chunk = _mm512_add_epi32(of_chunk, _mm512_set1_epi32(2));
     }
-    let minimums = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(minimums.cast_signed()));
-    let minimums = _mm256_or_si256(minimums, _mm256_slli_epi32::<16>(minimums));
-    Lanes {
-        dots,
-        minimums: _mm256_madd_epi16(minimums, x.sums()),
-    }
+    dots
+}
+
+/// The minimums of a `Q4_K` block, each for both of its groups of 16.
+#[inline]
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
+fn minimums_q4_k(block: &[u8; 144]) -> __m256i {
+    let minimums = _mm_cvtsi64_si128(q4_k_scales(block).1.cast_signed());
+    let minimums = _mm256_cvtepu8_epi32(minimums);
+    _mm256_or_si256(minimums, _mm256_slli_epi32::<16>(minimums))
 }
 
 #[inline]
-#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
-fn grid(block: &[u8; 66], x: &Input<'_>) -> Lanes {
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
+fn grid<const T: usize>(block: &[u8; 66], x: &[&[i8; 256]; T]) -> [__m512i; T] {
     let shared = Iq2::new(block);
-    let mut dots = _mm512_setzero_si512();
+    let mut dots = [_mm512_setzero_si512(); T];
     for chunk in 0..4 {
-        let (magnitudes, minus) = shared.chunk(chunk);
-        let codes = x.chunk(chunk);
-        // Codes are symmetric, so a weight's sign can be the code's.
-        let signed = _mm512_mask_sub_epi8(codes, minus, _mm512_setzero_si512(), codes);
-        let part = _mm512_dpbusd_epi32(_mm512_setzero_si512(), magnitudes, signed);
-        dots = add_scaled(dots, part, shared.chunk_steps(chunk));
+        let ((magnitudes, minus), steps) = (shared.chunk(chunk), shared.chunk_steps(chunk));
+        for t in 0..T {
+            let codes = load64(x[t], CHUNK * chunk);
+            // Codes are symmetric, so a weight's sign can be the code's.
+            let signed = _mm512_mask_sub_epi8(codes, minus, _mm512_setzero_si512(), codes);
+            let part = _mm512_dpbusd_epi32(_mm512_setzero_si512(), magnitudes, signed);
+            dots[t] = add_scaled(dots[t], part, steps);
+        }
     }
-    Lanes {
-        dots,
-        minimums: _mm256_setzero_si256(),
-    }
+    dots
 }
 
 /// Adds `parts` times `steps`. A part is the sum of four products, at most 4 * 43 * 127: it fits 16 bits, so that its lower half alone is
 /// multiplied (the upper half of a step is zero) and one instruction does it.
 #[inline]
-#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
 fn add_scaled(sum: __m512i, parts: __m512i, steps: __m512i) -> __m512i {
     _mm512_dpwssd_epi32(sum, parts, steps)
 }
