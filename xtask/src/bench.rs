@@ -1,5 +1,7 @@
 //! `cargo xtask bench`: measurements side by side, one file each. A claim of speed or memory comes from one of these.
 
+mod antirez;
+mod checks;
 mod child;
 mod ds4;
 mod engine;
@@ -17,7 +19,7 @@ use clap::Subcommand;
 pub enum Bench {
     /// Prefill, decode, memory and load time of the engine, side by side with llama.cpp on the same file.
     #[command(
-        after_help = "Examples:\n  cargo xtask bench engine --quick                     a few minutes, one round: is it about right?\n  cargo xtask bench engine --json engine.json          the whole comparison, three interleaved rounds\n  cargo xtask bench engine --threads 8 --pin 0-7 --model flash.gguf\n\nThe report (Markdown, JSON, SVG) lies in .cache/bench/engine afterwards."
+        after_help = "Examples:\n  cargo xtask bench engine --quick                     a few minutes, one round: is it about right?\n  cargo xtask bench engine --json engine.json          the whole comparison, three interleaved rounds\n  cargo xtask bench engine --only decode,batch         these parts again\n  cargo xtask bench engine --ds4 ../ds4                with antirez/ds4's CPU path, from a checkout of it\n  cargo xtask bench engine --threads 8 --pin 0-7 --model flash.gguf\n\nThe report (Markdown, JSON, SVG) lies in .cache/bench/engine afterwards."
     )]
     Engine(engine::Engine),
 }

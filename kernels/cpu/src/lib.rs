@@ -30,6 +30,7 @@ mod product;
 mod roofline;
 mod shared;
 
+pub mod matmuls;
 pub mod peak;
 
 pub use cpu::{Cpu, CpuError};

@@ -4,7 +4,7 @@ use ds4_kernels::{Activations, Backend, Choice, Experts, Matrix};
 
 use crate::Cpu;
 use crate::operands::{ROWS, Rows};
-use crate::product::{Tokens, check, rows_per_task};
+use crate::product::{Tokens, check, rows_per_task, store};
 use crate::shared::Shared;
 
 /// One expert's choices, and their tokens.
@@ -81,7 +81,7 @@ fn activated(cpu: &Cpu, experts: &Experts<'_>, choices: &[Choice], groups: &[Gro
         let at = |i: usize| group.choices[i] * n_ff + first;
         group.tokens.times(&cpu.kernels, &gate, &mut |i, values| {
             // SAFETY: a panel's rows of a choice belong to one task.
-            unsafe { shared.slice(at(i), gate.count()) }.copy_from_slice(&values[..gate.count()]);
+            store(unsafe { shared.slice(at(i), gate.count()) }, values);
         });
         group.tokens.times(&cpu.kernels, &up, &mut |i, values| {
             // SAFETY: as above.
@@ -103,7 +103,7 @@ fn lower(cpu: &Cpu, experts: &Experts<'_>, groups: &[Group<'_>], out: &mut [f32]
         group.tokens.times(&cpu.kernels, &down, &mut |i, values| {
             // SAFETY: a panel's rows of a choice belong to one task.
             let out = unsafe { shared.slice(group.choices[i] * n_embd + first, down.count()) };
-            out.copy_from_slice(&values[..down.count()]);
+            store(out, values);
         });
     });
 }

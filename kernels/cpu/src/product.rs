@@ -63,6 +63,14 @@ pub(crate) fn rows_per_task(weights: &Matrix<'_>, rows: usize, threads: usize) -
     fair.max(worth.min(rows.div_ceil(threads))).next_multiple_of(ROWS)
 }
 
+/// As many values as `out` has room for: a whole panel, nearly always, which then takes one instruction or a few.
+pub(crate) fn store(out: &mut [f32], values: &[f32; ROWS]) {
+    match out.as_mut_array::<ROWS>() {
+        Some(out) => *out = *values,
+        None => out.copy_from_slice(&values[..out.len()]),
+    }
+}
+
 /// `y[token][row]`, threads over rows. The rows are `groups` equal parts, and part `g` takes row `token * groups + g` of `x`.
 pub(crate) fn matmul(cpu: &Cpu, weights: &Matrix<'_>, groups: usize, x: &Activations<'_>, y: &mut [f32]) {
     check(weights, x);
@@ -89,8 +97,7 @@ pub(crate) fn matmul(cpu: &Cpu, weights: &Matrix<'_>, groups: usize, x: &Activat
             let panel = Rows::new(weights, first, end);
             x[group].times(&cpu.kernels, &panel, &mut |token, values| {
                 // SAFETY: a task has rows of its own.
-                let out = unsafe { y.slice(token * all + first, panel.count()) };
-                out.copy_from_slice(&values[..panel.count()]);
+                store(unsafe { y.slice(token * all + first, panel.count()) }, values);
             });
         }
     };

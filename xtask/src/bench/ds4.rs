@@ -41,6 +41,8 @@ pub struct Measured {
     pub work_per_token: Work,
     /// The machine, when it was asked for.
     pub roofline: Option<Roofline>,
+    /// 8-bit operations per second of the products alone, when it was asked for.
+    pub matmul_operations_per_second: Option<f64>,
     /// The rows.
     pub results: Vec<Row>,
 }
@@ -193,6 +195,20 @@ impl Ds4 {
                 &tokens,
             ],
         )
+    }
+
+    /// What `ds4 inspect --json` says of a file.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub fn inspect(&self, model: &Path) -> Result<serde_json::Value> {
+        let text = process::output(
+            Command::new(&self.program)
+                .arg("inspect")
+                .arg(model)
+                .arg("--json"),
+        )?;
+        serde_json::from_str(&text).with_context(|| format!("what ds4 inspect printed:\n{text}"))
     }
 
     fn bench(&self, setting: &Setting<'_>, arguments: &[&str]) -> Result<(Measured, Finished)> {

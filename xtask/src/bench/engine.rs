@@ -4,8 +4,10 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use clap::Args;
+use clap::{Args, ValueEnum};
 
+use super::antirez::{Antirez, Speed};
+use super::checks;
 use super::ds4::{self, Ds4, Measured, Roofline};
 use super::growth::Growth;
 use super::llama::{self, Llama};
@@ -19,8 +21,31 @@ const PREFILL_GOAL: f64 = 3.0;
 const DECODE_GOAL: f64 = 1.3;
 /// The prompts that the prefill goal is about.
 const GOAL_PROMPTS: [usize; 2] = [512, 2048];
-/// Tokens before a batch decodes.
+/// Tokens before a batch decodes, and of the prompt that antirez/ds4 is measured with.
 const BATCH_DEPTH: usize = 128;
+/// Prompts and depths beyond this take minutes: they are measured in the first round alone.
+const SHORT: usize = 2048;
+/// Tokens that antirez/ds4 generates: it takes a fifth of a second for each.
+const ANTIREZ_GENERATES: usize = 16;
+
+/// What can be measured by itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Part {
+    /// Time to load the model.
+    Load,
+    /// Prompts, from nothing.
+    Prefill,
+    /// One session, at several depths.
+    Decode,
+    /// Several sessions at once.
+    Batch,
+    /// The most memory of a process.
+    Memory,
+    /// One long session: what a token costs as it grows.
+    Growth,
+    /// antirez/ds4, when --ds4 says where it is.
+    Ds4,
+}
 
 /// Options of the comparison.
 #[derive(Args)]
@@ -46,6 +71,12 @@ pub struct Engine {
     /// Measure ours alone.
     #[arg(long)]
     no_peer: bool,
+    /// Only these parts.
+    #[arg(long, value_name = "PART", value_delimiter = ',')]
+    only: Vec<Part>,
+    /// Measure antirez/ds4's CPU path too: a checkout of it, built with this file's shapes.
+    #[arg(long, value_name = "PATH")]
+    ds4: Option<PathBuf>,
     /// Hold this lock (flock) around each measurement, so that whatever else holds it pauses.
     #[arg(long, value_name = "FILE")]
     lock: Option<PathBuf>,
@@ -87,6 +118,8 @@ const QUICK: Plan = Plan {
 struct Bench {
     ds4: Ds4,
     llama: Option<Llama>,
+    antirez: Option<Antirez>,
+    only: Vec<Part>,
     model: PathBuf,
     threads: usize,
     chunk: usize,
@@ -118,27 +151,42 @@ impl Engine {
         let (shapes, line) = bench.locked(|| bench.ds4.machine(&bench.ours()))?;
         let mut report = bench.setting(&plan, &cpus, &shapes, &line);
         report.figures = bench.rounds(&plan, &shapes, &line)?;
-        report.checks = shares(&report.figures);
-        report.checks.extend(bench.memory(&plan)?);
-        eprintln!(
-            "  … one long session, to {} tokens",
-            plan.growth.last().unwrap_or(&0)
-        );
-        let growth = bench.growth(&plan)?;
-        report.checks.extend(growth.checks(1.6, 1.3)?);
-        report.checks.extend(batch_gain(&report.figures));
-        let chart = growth.svg("llama.cpp", peer_decode(&report.figures, &plan));
-        write(&report, &chart, self.json.as_deref())
+        report.checks = checks::of_figures(&report.figures);
+        report.checks.extend(checks::matmuls(&shapes, &line));
+        if bench.wants(Part::Memory) {
+            report.checks.extend(bench.memory()?);
+        }
+        if let Some(speed) = bench.antirez_speed()? {
+            let found = format!("prefill {:.1} t/s, decode {:.1} t/s", speed.prefill, speed.decode);
+            report.setting.push(("antirez/ds4, CPU".into(), found));
+            report.checks.extend(bench.over_antirez(speed)?);
+        }
+        let mut chart = None;
+        if bench.wants(Part::Growth) {
+            let growth = bench.growth(&plan)?;
+            report.checks.extend(growth.checks(1.6, 1.3)?);
+            chart = Some(growth.svg("llama.cpp", checks::peer_decode(&report.figures, plan.depths)));
+        }
+        write(&report, chart.as_deref(), self.json.as_deref())
     }
 
     fn prepare(&self, cpus: &Cpus) -> Result<Bench> {
         let ds4 = Ds4::build()?;
         let llama = if self.no_peer { None } else { Some(Llama::build()?) };
         let model = self.model.clone().map_or_else(|| ds4.medium(), Ok)?;
+        let wanted = self
+            .ds4
+            .as_deref()
+            .filter(|_| self.only.is_empty() || self.only.contains(&Part::Ds4));
+        let antirez = wanted
+            .map(|checkout| Antirez::build(checkout, &ds4.inspect(&model)?))
+            .transpose()?;
         let open = |path: &PathBuf| File::create(path).with_context(|| format!("--lock {}", path.display()));
         Ok(Bench {
             ds4,
             llama,
+            antirez,
+            only: self.only.clone(),
             model,
             threads: self.threads,
             chunk: self.chunk,
@@ -155,6 +203,16 @@ impl Bench {
             threads: self.threads,
             chunk: self.chunk,
         }
+    }
+
+    fn wants(&self, part: Part) -> bool {
+        self.only.is_empty() || self.only.contains(&part)
+    }
+
+    /// What of a list of figures is measured at all: all of it when its part is.
+    fn figures<T: Copy>(&self, part: Part, of: &[T], make: impl Fn(T) -> Figure) -> Vec<Figure> {
+        let wanted = if self.wants(part) { of } else { &[] };
+        wanted.iter().copied().map(make).collect()
     }
 
     fn theirs(&self) -> llama::Setting<'_> {
@@ -193,68 +251,96 @@ impl Bench {
     }
 
     fn rounds(&self, plan: &Plan, shapes: &Measured, line: &Roofline) -> Result<Vec<Figure>> {
-        let mut prefill: Vec<_> = plan
-            .prompts
-            .iter()
-            .map(|tokens| prefill_figure(*tokens, shapes, line))
-            .collect();
-        let mut decode: Vec<_> = plan
-            .depths
-            .iter()
-            .map(|depth| decode_figure(*depth, shapes, line))
-            .collect();
-        let mut batch: Vec<_> = plan
-            .batches
-            .iter()
-            .map(|batch| batch_figure(*batch, shapes, line))
-            .collect();
-        let mut load = Figure::new("load", Unit::Seconds);
+        let mut load = self.figures(Part::Load, &[()], |()| Figure::new("load", Unit::Seconds));
+        let mut prefill = self.figures(Part::Prefill, plan.prompts, |tokens| {
+            prefill_figure(tokens, shapes, line)
+        });
+        let mut decode = self.figures(Part::Decode, plan.depths, |depth| {
+            decode_figure(depth, shapes, line)
+        });
+        let mut batch = self.figures(Part::Batch, plan.batches, |batch| {
+            batch_figure(batch, shapes, line)
+        });
         let mut peak = Figure::new(format!("peak memory, {} tokens", plan.longest()), Unit::Bytes);
         for round in 1..=plan.rounds {
             eprintln!("  … round {round} of {}", plan.rounds);
-            self.sample(
-                &mut load,
-                || Ok(self.ds4.prefill(&self.ours(), 1)?.0.load_seconds),
-                |llama| {
-                    let timed = llama.load(&self.theirs())?;
-                    Ok(timed.run.took.as_secs_f64() - timed.seconds)
-                },
-            )?;
+            let due = |tokens: usize| round == 1 || tokens <= SHORT;
+            for figure in &mut load {
+                self.load(figure)?;
+            }
             for (figure, tokens) in prefill.iter_mut().zip(plan.prompts) {
-                self.prefill(figure, &mut peak, *tokens, plan)?;
+                if due(*tokens) {
+                    self.prefill(figure, &mut peak, *tokens, plan)?;
+                }
             }
             for (figure, depth) in decode.iter_mut().zip(plan.depths) {
-                let ours = || {
-                    self.ds4
-                        .decode(&self.ours(), &[*depth], 1, plan.generate)?
-                        .0
-                        .rate("decode")
-                };
-                self.sample(figure, ours, |llama| {
-                    Ok(llama.decode(&self.theirs(), *depth, plan.generate)?.rate)
-                })?;
+                if due(*depth) {
+                    self.decode(figure, *depth, plan.generate)?;
+                }
             }
             for (figure, batch) in batch.iter_mut().zip(plan.batches) {
-                let ours = || {
-                    self.ds4
-                        .decode(&self.ours(), &[BATCH_DEPTH], *batch, plan.generate)?
-                        .0
-                        .rate("decode")
-                };
-                let theirs = |llama: &Llama| {
-                    Ok(llama
-                        .batch(&self.theirs(), BATCH_DEPTH, *batch, plan.generate)?
-                        .rate)
-                };
-                self.sample(figure, ours, theirs)?;
+                self.batch(figure, *batch, plan.generate)?;
             }
         }
-        Ok(prefill
-            .into_iter()
-            .chain(decode)
-            .chain(batch)
-            .chain([load, peak])
+        let all = load.into_iter().chain(prefill).chain(decode).chain(batch);
+        Ok(all
+            .chain([peak])
+            .filter(|figure| !figure.ours.0.is_empty())
             .collect())
+    }
+
+    fn load(&self, figure: &mut Figure) -> Result<()> {
+        let ours = || Ok(self.ds4.prefill(&self.ours(), 1)?.0.load_seconds);
+        self.sample(figure, ours, |llama| {
+            let timed = llama.load(&self.theirs())?;
+            Ok(timed.run.took.as_secs_f64() - timed.seconds)
+        })
+    }
+
+    fn decode(&self, figure: &mut Figure, depth: usize, tokens: usize) -> Result<()> {
+        let ours = || {
+            self.ds4
+                .decode(&self.ours(), &[depth], 1, tokens)?
+                .0
+                .rate("decode")
+        };
+        self.sample(figure, ours, |llama| {
+            Ok(llama.decode(&self.theirs(), depth, tokens)?.rate)
+        })
+    }
+
+    fn batch(&self, figure: &mut Figure, batch: usize, tokens: usize) -> Result<()> {
+        let ours = || {
+            let measured = self.ds4.decode(&self.ours(), &[BATCH_DEPTH], batch, tokens)?.0;
+            measured.rate("decode")
+        };
+        self.sample(figure, ours, |llama| {
+            Ok(llama.batch(&self.theirs(), BATCH_DEPTH, batch, tokens)?.rate)
+        })
+    }
+
+    fn antirez_speed(&self) -> Result<Option<Speed>> {
+        let measure = |antirez: &Antirez| {
+            eprintln!("  … antirez/ds4, {BATCH_DEPTH} tokens");
+            self.locked(|| antirez.speed(&self.model, self.threads, BATCH_DEPTH, ANTIREZ_GENERATES))
+        };
+        self.antirez.as_ref().map(measure).transpose()
+    }
+
+    /// Ours on the same prompt, right behind it.
+    fn over_antirez(&self, theirs: Speed) -> Result<Vec<Check>> {
+        let prefill = self.locked(|| self.ds4.prefill(&self.ours(), BATCH_DEPTH)?.0.rate("prefill"))?;
+        let decode = self.locked(|| {
+            let measured = self
+                .ds4
+                .decode(&self.ours(), &[BATCH_DEPTH], 1, ANTIREZ_GENERATES)?
+                .0;
+            measured.rate("decode")
+        })?;
+        Ok(checks::over_antirez(
+            [prefill / theirs.prefill, decode / theirs.decode],
+            BATCH_DEPTH,
+        ))
     }
 
     /// Speed, and of the longest prompt the peak of memory.
@@ -280,18 +366,27 @@ impl Bench {
         Ok(())
     }
 
-    /// Peak memory over weights and KV.
-    fn memory(&self, plan: &Plan) -> Result<Option<Check>> {
-        let (measured, run) = self.locked(|| self.ds4.prefill(&self.ours(), plan.longest()))?;
-        Ok((run.peak_bytes > 0).then(|| Check {
-            name: format!("peak memory over weights and KV, {} tokens", plan.longest()),
-            found: bytes(run.peak_bytes) / (measured.weight_bytes + measured.kv_bytes),
-            limit: 1.1,
-            at_least: false,
-        }))
+    /// Peak memory over weights and KV, of chunks as they are set and of one long chunk.
+    fn memory(&self) -> Result<Vec<Check>> {
+        let of_chunk = |chunk: usize| {
+            let setting = ds4::Setting { chunk, ..self.ours() };
+            let (measured, run) = self.locked(|| self.ds4.prefill(&setting, SHORT))?;
+            Ok((run.peak_bytes > 0).then(|| Check {
+                name: format!("peak memory over weights and KV, {SHORT} tokens in chunks of {chunk}"),
+                found: bytes(run.peak_bytes) / (measured.weight_bytes + measured.kv_bytes),
+                limit: 1.1,
+                at_least: false,
+            }))
+        };
+        let checks: Result<Vec<_>> = [self.chunk, SHORT].into_iter().map(of_chunk).collect();
+        Ok(checks?.into_iter().flatten().collect())
     }
 
     fn growth(&self, plan: &Plan) -> Result<Growth> {
+        eprintln!(
+            "  … one long session, to {} tokens",
+            plan.growth.last().unwrap_or(&0)
+        );
         let (measured, _) = self.locked(|| self.ds4.decode(&self.ours(), plan.growth, 1, plan.generate))?;
         Growth::of(&measured)
     }
@@ -329,7 +424,10 @@ impl Bench {
             ("pinned to", format!("processors {:?}", cpus.0)),
             (
                 "rounds",
-                format!("{}, ours and theirs in turn within each", plan.rounds),
+                format!(
+                    "{}, ours and theirs in turn within each; beyond {SHORT} tokens the first one alone",
+                    plan.rounds
+                ),
             ),
         ];
         Report {
@@ -393,69 +491,20 @@ fn batched(name: String, batch: usize, shapes: &Measured, line: &Roofline) -> Fi
     }
 }
 
-/// The shares of the machine's limits that are asked for.
-fn shares(figures: &[Figure]) -> Vec<Check> {
-    let share = |name: &str, limit: f64| {
-        let figure = figures.iter().find(|figure| figure.name == name)?;
-        let found = figure.ours.median()? / figure.bound.as_ref()?.value;
-        let name = format!("{name}: share of {}", figure.bound.as_ref()?.by);
-        Some(Check {
-            name,
-            found,
-            limit,
-            at_least: true,
-        })
-    };
-    [
-        share("prefill 512", 0.5),
-        share("prefill 2048", 0.5),
-        share("decode at 0", 0.7),
-    ]
-    .into_iter()
-    .flatten()
-    .collect()
-}
-
-/// What the largest batch gains over one session.
-fn batch_gain(figures: &[Figure]) -> Option<Check> {
-    let mut batches = figures
-        .iter()
-        .filter(|figure| figure.name.starts_with("decode of "));
-    let (one, most) = (batches.next()?, batches.next_back()?);
-    let name = format!("{} over {}", most.name, one.name);
-    Some(Check {
-        name,
-        found: most.ours.median()? / one.ours.median()?,
-        limit: 3.0,
-        at_least: true,
-    })
-}
-
-/// The peer's milliseconds per token at the depths that were measured, where an axis of powers of two can show them.
-#[allow(clippy::cast_precision_loss)] // depths
-fn peer_decode(figures: &[Figure], plan: &Plan) -> Vec<(f64, f64)> {
-    let point = |depth: &usize| {
-        let name = format!("decode at {depth}");
-        let figure = figures.iter().find(|figure| figure.name == name)?;
-        Some((*depth as f64, 1e3 / figure.theirs.median()?))
-    };
-    plan.depths
-        .iter()
-        .filter(|depth| **depth > 0)
-        .filter_map(point)
-        .collect()
-}
-
-fn write(report: &Report, chart: &str, json: Option<&Path>) -> Result<()> {
+fn write(report: &Report, chart: Option<&str>, json: Option<&Path>) -> Result<()> {
     let folder = repository::cache().join("bench/engine");
     std::fs::create_dir_all(&folder)?;
     let (markdown, object) = (report.markdown(), serde_json::to_string_pretty(report)?);
-    std::fs::write(
-        folder.join("report.md"),
-        format!("{markdown}\n![cost growth](growth.svg)\n"),
-    )?;
+    let picture = if chart.is_some() {
+        "\n![cost growth](growth.svg)\n"
+    } else {
+        ""
+    };
+    std::fs::write(folder.join("report.md"), format!("{markdown}{picture}"))?;
     std::fs::write(folder.join("report.json"), &object)?;
-    std::fs::write(folder.join("growth.svg"), chart)?;
+    if let Some(chart) = chart {
+        std::fs::write(folder.join("growth.svg"), chart)?;
+    }
     if let Some(path) = json {
         std::fs::write(path, &object).with_context(|| format!("--json {}", path.display()))?;
     }

@@ -40,13 +40,18 @@ pub(crate) fn run(arguments: &BenchArguments) -> Result<()> {
         bench.decode(&bench.empty(), 1, 1)?;
     }
     let rows = measure(&bench, arguments)?;
+    let work = Work::of(&model.gguf, &model.config)?;
     let report = Report {
         info: slice.info(),
         chunk: arguments.chunk,
         load,
         peak: peak_bytes(),
-        work: Work::of(&model.gguf, &model.config)?,
         roofline: arguments.roofline.then(|| Roofline::measure(threads(arguments))),
+        matmuls: arguments
+            .roofline
+            .then(|| work.matmuls(threads(arguments)))
+            .transpose()?,
+        work,
         rows,
     };
     if arguments.json {

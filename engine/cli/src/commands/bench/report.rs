@@ -93,6 +93,8 @@ pub(crate) struct Report<'a> {
     pub(crate) peak: Option<u64>,
     pub(crate) work: Work,
     pub(crate) roofline: Option<Roofline>,
+    /// 8-bit operations per second of the products alone, in the model's mix of formats.
+    pub(crate) matmuls: Option<f64>,
     pub(crate) rows: Vec<Row>,
 }
 
@@ -110,6 +112,7 @@ impl Report<'_> {
             "model": self.info.config.name, "backend": self.info.backend, "numerics": self.info.numerics.to_string(), "chunk": self.chunk,
             "load_seconds": self.load.as_secs_f64(), "weight_bytes": self.info.weight_bytes, "peak_bytes": self.peak,
             "kv_bytes": self.kv_bytes(), "work_per_token": work, "roofline": roofline,
+            "matmul_operations_per_second": self.matmuls,
             "results": self.rows.iter().map(Row::json).collect::<Vec<_>>(),
         })
     }
@@ -161,6 +164,14 @@ impl fmt::Display for Report<'_> {
                 line.copy / 1e9,
                 line.int8 / 1e9,
                 line.int8_with
+            )?;
+        }
+        if let Some((line, matmuls)) = self.roofline.zip(self.matmuls) {
+            let share = 100.0 * matmuls / line.int8;
+            writeln!(
+                f,
+                "its products of 512 tokens: {:.0} GOP/s, {share:.0} % of int8 peak",
+                matmuls / 1e9
             )?;
         }
         writeln!(f, "\n  test       depth  batch  tokens    seconds  tokens/s")?;

@@ -2,9 +2,13 @@
 
 use anyhow::Result;
 use ds4_gguf::{Gguf, LayerSpan, ModelConfig, TensorInfo, tensors};
+use ds4_kernels_cpu::matmuls::{self, Format};
+
+/// Tokens of a chunk whose products are measured.
+const CHUNK: usize = 512;
 
 /// Weights and operations of one token in all layers and the head.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Work {
     /// Bytes of weights that every token touches.
     pub(crate) dense_bytes: f64,
@@ -18,6 +22,8 @@ pub(crate) struct Work {
     pub(crate) f32: f64,
     /// 8-bit operations of the head, which prefill computes for its last token alone.
     pub(crate) head_int8: f64,
+    /// The 8-bit operations before the head by format of the weights, of the routed experts and of all else.
+    products: Vec<(Format, bool, f64)>,
 }
 
 impl Work {
@@ -47,14 +53,50 @@ impl Work {
         } else if name.ends_with("_exps.weight") {
             self.expert_bytes += tensor.bytes as f64;
             self.int8 += operations * self.used;
+            self.count(tensor.format, true, operations * self.used);
         } else {
             self.dense_bytes += tensor.bytes as f64;
             match (quantised, name == "output.weight") {
                 (true, true) => self.head_int8 += operations,
-                (true, false) => self.int8 += operations,
+                (true, false) => {
+                    self.int8 += operations;
+                    self.count(tensor.format, false, operations);
+                }
                 (false, _) => self.f32 += operations,
             }
         }
+    }
+
+    fn count(&mut self, format: Format, routed: bool, operations: f64) {
+        match self
+            .products
+            .iter_mut()
+            .find(|product| (product.0, product.1) == (format, routed))
+        {
+            Some(product) => product.2 += operations,
+            None => self.products.push((format, routed, operations)),
+        }
+    }
+
+    /// 8-bit operations per second in the products of a chunk, each format in its share; measured here, an expert with the tokens that
+    /// fall on it were routing uniform.
+    pub(crate) fn matmuls(&self, threads: usize) -> Result<f64> {
+        let mut seconds = 0.0;
+        for (format, routed, operations) in &self.products {
+            #[allow(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                clippy::cast_precision_loss
+            )]
+            // a share of a few hundred
+            let tokens = if *routed {
+                (CHUNK as f64 * self.used).round().max(1.0) as usize
+            } else {
+                CHUNK
+            };
+            seconds += operations / matmuls::operations_per_second(*format, tokens, threads)?;
+        }
+        Ok(self.int8 / seconds)
     }
 
     /// Bytes of weights that one step of `batch` sessions touches: each matrix once, and the experts that at least one of
