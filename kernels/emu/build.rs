@@ -15,7 +15,12 @@ fn main() {
     println!("cargo:rerun-if-env-changed=CXX");
     println!("cargo:rerun-if-env-changed=DS4_EMU_SANITIZE");
     let sanitizers = std::env::var("DS4_EMU_SANITIZE").unwrap_or_default();
-    if let Err(error) = compile::compile(&here, &kernels.join("ds4.cu"), &sanitizers, &out) {
+    let options = compile::Options {
+        emulator: &here,
+        level: "-O2",
+        sanitizers: &sanitizers,
+    };
+    if let Err(error) = options.library(&kernels.join("ds4.cu"), &options.sources(), &out) {
         panic!("{error}");
     }
     println!("cargo:rustc-env=DS4_EMU_LIBRARY={}", out.display());

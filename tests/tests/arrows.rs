@@ -12,6 +12,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("ds4-kernels-cuda", &["ds4-kernels"]),
     // Test only: nothing names it but under `[dev-dependencies]`.
     ("ds4-emu", &[]),
+    ("ds4-kernels-suite", &["ds4-kernels", "ds4-kernels-cuda"]),
     ("ds4-gguf", &["ds4-kernels"]),
     ("ds4-synth", &["ds4-gguf", "ds4-kernels"]),
     ("ds4-tokenizer", &["ds4-gguf"]),

@@ -3,6 +3,7 @@
 use ds4_kernels::Form;
 use ds4_kernels_cuda::attention::{Far, Keys, attend};
 use ds4_kernels_cuda::codec::{Ring, encode_kv};
+use ds4_kernels_cuda::experts::Together;
 use ds4_kernels_cuda::norm::{self, Rotated};
 use ds4_kernels_cuda::router::{Choices, Groups, group};
 use ds4_kernels_cuda::{CudaError, Slice, experts};
@@ -152,9 +153,9 @@ impl<'a> Pass<'a> {
             used: groups,
         };
         let together = if count <= FEW {
-            None
+            Together::One
         } else {
-            Some(self.grouped(ids, groups)?)
+            Together::of(self.grouped(ids, groups)?, count)
         };
         let low = self.take(count * rank)?;
         experts::down(self.device, weights.out_a.all(), rank, x, choices, together, low)?;

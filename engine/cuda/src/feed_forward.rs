@@ -1,6 +1,7 @@
 //! The mixture of experts.
 
 use ds4_kernels::Form;
+use ds4_kernels_cuda::experts::Together;
 use ds4_kernels_cuda::router::{By, Choices, route};
 use ds4_kernels_cuda::{CudaError, Slice, experts};
 
@@ -56,9 +57,9 @@ impl<'a> Pass<'a> {
         let (config, device, count) = (self.config, self.device, choices.experts.len());
         let (gate, up, down) = (&weights.routed.gate, &weights.routed.up, &weights.routed.down);
         let together = if count <= FEW {
-            None
+            Together::One
         } else {
-            Some(self.grouped(choices.experts, config.n_expert)?)
+            Together::of(self.grouped(choices.experts, config.n_expert)?, count)
         };
         let activated = self.take(count * config.n_ff)?;
         let form = x.quantized(Form::of(gate.format()))?;

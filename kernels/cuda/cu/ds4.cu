@@ -9,5 +9,6 @@
 #include "indexer.cu"
 #include "matmul.cu"
 #include "norm.cu"
+#include "peak.cu"
 #include "router.cu"
 #include "segments.cu"

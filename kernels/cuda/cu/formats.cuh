@@ -6,6 +6,9 @@
 #include "base.cuh"
 #include "grid.cuh"
 
+// A format has for a block: `scales`, and for each piece of 32 weights `word` i with the codes 4i to 4i + 3, `step` and `minimum` of a group of 16.
+// SMALL: a code times its step fits a signed byte.
+
 // 32 weights: `codes` four to a word, in groups of 16 with a step each, and the groups' minimums.
 struct Piece {
     unsigned codes[8];
@@ -20,88 +23,70 @@ struct Scales {
 
 struct Q8_0 {
     static constexpr int BLOCK = 32, HEAD = 2, BODY = 32;
+    static constexpr bool SMALL = true;
     static constexpr bool MINIMUMS = false;
     DEVICE Scales scales(const uint8_t* head) { return {half_to_float(load_u16(head)), 0.0f}; }
-    DEVICE Piece piece(const uint8_t* body, int) {
-        Piece p;
-        for (int i = 0; i < 8; i++) p.codes[i] = load_u32(body + 4 * i);
-        p.step[0] = p.step[1] = 1;
-        p.minimum[0] = p.minimum[1] = 0;
-        return p;
-    }
+    DEVICE unsigned word(const uint8_t* body, int, int i) { return load_u32(body + 4 * i); }
+    DEVICE int step(const uint8_t*, int, int) { return 1; }
+    DEVICE int minimum(const uint8_t*, int, int) { return 0; }
 };
 
 // Body: 16 bytes of scale and minimum nibbles, 64 bytes of codes. 128 values share 32 bytes, two bits each.
 struct Q2_K {
     static constexpr int BLOCK = 256, HEAD = 4, BODY = 80;
+    static constexpr bool SMALL = true;
     static constexpr bool MINIMUMS = true;
     DEVICE Scales scales(const uint8_t* head) { return {half_to_float(load_u16(head)), half_to_float(load_u16(head + 2))}; }
-    DEVICE Piece piece(const uint8_t* body, int part) {
-        Piece p;
-        const uint8_t* codes = body + 16 + (part >> 2) * 32;
-        const int shift = 2 * (part & 3);
-        for (int i = 0; i < 8; i++) p.codes[i] = load_u32(codes + 4 * i) >> shift & 0x03030303u;
-        for (int group = 0; group < 2; group++) {
-            const int scale = body[2 * part + group];
-            p.step[group] = scale & 15;
-            p.minimum[group] = scale >> 4;
-        }
-        return p;
+    DEVICE unsigned word(const uint8_t* body, int part, int i) {
+        return load_u32(body + 16 + (part >> 2) * 32 + 4 * i) >> (2 * (part & 3)) & 0x03030303u;
     }
+    DEVICE int step(const uint8_t* body, int part, int group) { return body[2 * part + group] & 15; }
+    DEVICE int minimum(const uint8_t* body, int part, int group) { return body[2 * part + group] >> 4; }
 };
 
 // Body: 12 bytes of packed six-bit scales and minimums, 128 bytes of codes. 64 values share 32 bytes, low nibbles first.
 struct Q4_K {
     static constexpr int BLOCK = 256, HEAD = 4, BODY = 140;
+    static constexpr bool SMALL = false;
     static constexpr bool MINIMUMS = true;
     DEVICE Scales scales(const uint8_t* head) { return Q2_K::scales(head); }
-    DEVICE Piece piece(const uint8_t* body, int part) {
-        Piece p;
-        const uint8_t* codes = body + 12 + (part >> 1) * 32;
-        const int shift = 4 * (part & 1);
-        for (int i = 0; i < 8; i++) p.codes[i] = load_u32(codes + 4 * i) >> shift & 0x0f0f0f0fu;
-        int step, minimum;
-        if (part < 4) {
-            step = body[part] & 63;
-            minimum = body[part + 4] & 63;
-        } else {
-            step = (body[part + 4] & 15) | (body[part - 4] >> 6 << 4);
-            minimum = (body[part + 4] >> 4) | (body[part] >> 6 << 4);
-        }
-        p.step[0] = p.step[1] = step;
-        p.minimum[0] = p.minimum[1] = minimum;
-        return p;
+    DEVICE unsigned word(const uint8_t* body, int part, int i) {
+        return load_u32(body + 12 + (part >> 1) * 32 + 4 * i) >> (4 * (part & 1)) & 0x0f0f0f0fu;
+    }
+    DEVICE int step(const uint8_t* body, int part, int) {
+        return part < 4 ? body[part] & 63 : (body[part + 4] & 15) | (body[part - 4] >> 6 << 4);
+    }
+    DEVICE int minimum(const uint8_t* body, int part, int) {
+        return part < 4 ? body[part + 4] & 63 : (body[part + 4] >> 4) | (body[part] >> 6 << 4);
     }
 };
 
 // Body: 8 bytes per 32 values: four grid indices, then 28 bits of signs and 4 of scale. The step is an odd integer; an eighth completes it.
 struct IQ2_XXS {
     static constexpr int BLOCK = 256, HEAD = 2, BODY = 64;
+    static constexpr bool SMALL = false;
     static constexpr bool MINIMUMS = false;
     DEVICE Scales scales(const uint8_t* head) { return {half_to_float(load_u16(head)) * 0.125f, 0.0f}; }
     // The byte 0xff where a sign bit of the nibble is set.
     DEVICE unsigned negative(unsigned nibble) { return (((nibble * 0x00204081u) & 0x01010101u) * 0xffu); }
-    DEVICE Piece piece(const uint8_t* body, int part) {
-        Piece p;
+    DEVICE unsigned word(const uint8_t* body, int part, int i) {
         const unsigned indices = load_u32(body + 8 * part), tail = load_u32(body + 8 * part + 4);
-        for (int k = 0; k < 4; k++) {
-            const uint2 magnitudes = IQ2_GRID[indices >> (8 * k) & 255];
-            // The eighth sign is the parity of the seven that are stored.
-            const unsigned seven = tail >> (7 * k) & 127, signs = seven | (unsigned(__popc(seven)) & 1) << 7;
-            const unsigned low = negative(signs & 15), high = negative(signs >> 4);
-            // Two's complement per byte: magnitudes are 8, 25 or 43, so that no byte carries into the next.
-            p.codes[2 * k] = (magnitudes.x ^ low) + (low & 0x01010101u);
-            p.codes[2 * k + 1] = (magnitudes.y ^ high) + (high & 0x01010101u);
-        }
-        p.step[0] = p.step[1] = int(tail >> 28) * 2 + 1;
-        p.minimum[0] = p.minimum[1] = 0;
-        return p;
+        const int k = i / 2;
+        const uint2 magnitudes = IQ2_GRID[indices >> (8 * k) & 255];
+        // The eighth sign is the parity of the seven that are stored.
+        const unsigned seven = tail >> (7 * k) & 127, signs = seven | (unsigned(__popc(seven)) & 1) << 7;
+        const unsigned minus = negative(i % 2 == 0 ? signs & 15 : signs >> 4);
+        // Two's complement per byte: magnitudes are 8, 25 or 43, so that no byte carries into the next.
+        return ((i % 2 == 0 ? magnitudes.x : magnitudes.y) ^ minus) + (minus & 0x01010101u);
     }
+    DEVICE int step(const uint8_t* body, int part, int) { return int(load_u32(body + 8 * part + 4) >> 28) * 2 + 1; }
+    DEVICE int minimum(const uint8_t*, int, int) { return 0; }
 };
 
 // Body: 16 bytes of codes, values 0 to 15 in the low nibbles. Codes are doubled to integers, which the halved power of two makes good.
 struct MXFP4 {
     static constexpr int BLOCK = 32, HEAD = 1, BODY = 16;
+    static constexpr bool SMALL = true;
     static constexpr bool MINIMUMS = false;
     DEVICE Scales scales(const uint8_t* head) {
         const unsigned e = head[0];
@@ -117,18 +102,24 @@ struct MXFP4 {
         const unsigned some = (codes | codes >> 1 | codes >> 2) & 0x01010101u, minus = codes >> 3 & some;
         return (magnitudes ^ minus * 0xffu) + minus;
     }
-    DEVICE Piece piece(const uint8_t* body, int) {
-        Piece p;
-        for (int i = 0; i < 4; i++) {
-            const unsigned bytes = load_u32(body + 4 * i);
-            p.codes[i] = doubled(bytes & 0x0f0f0f0fu);
-            p.codes[i + 4] = doubled(bytes >> 4 & 0x0f0f0f0fu);
-        }
-        p.step[0] = p.step[1] = 1;
-        p.minimum[0] = p.minimum[1] = 0;
-        return p;
+    DEVICE unsigned word(const uint8_t* body, int, int i) {
+        return doubled(load_u32(body + 4 * (i & 3)) >> (i & 4) & 0x0f0f0f0fu);
     }
+    DEVICE int step(const uint8_t*, int, int) { return 1; }
+    DEVICE int minimum(const uint8_t*, int, int) { return 0; }
 };
+
+template <class F>
+DEVICE Piece piece_of(const uint8_t* body, int part) {
+    Piece p;
+#pragma unroll
+    for (int i = 0; i < 8; i++) p.codes[i] = F::word(body, part, i);
+    for (int group = 0; group < 2; group++) {
+        p.step[group] = F::step(body, part, group);
+        p.minimum[group] = F::minimum(body, part, group);
+    }
+    return p;
+}
 
 // The exact integers of 32 products: codes times steps, and activations times minimums.
 template <class F>

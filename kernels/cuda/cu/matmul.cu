@@ -1,5 +1,5 @@
 // y[token][row] = weights[row] . x[token]: quantised weights with 8-bit activations, and f32/f16 weights with f32 activations.
-#include "quantized.cuh"
+#include "mma.cuh"
 
 constexpr int MATMUL_WARPS = 4;
 
@@ -38,6 +38,38 @@ MATMUL(matmul_q2_k, Q2_K, 1, 8)
 MATMUL(matmul_q4_k, Q4_K, 1, 8)
 MATMUL(matmul_iq2_xxs, IQ2_XXS, 1, 8)
 MATMUL(matmul_mxfp4, MXFP4, 1, 8)
+
+// On tensor cores: a warp per 16 rows and MMA_TILES * 8 tokens; grid (rows, tokens).
+constexpr int MMA_TILES = 4;
+
+template <class F>
+DEVICE void matmul_tiles(Weights weights, const int8_t* codes, const float* scales, float* y, unsigned rows, unsigned cols, unsigned tokens) {
+    const unsigned row = (blockIdx.x * MATMUL_WARPS + warp_of_thread()) * TILE_ROWS, token = blockIdx.y * MMA_TILES * TILE_TOKENS;
+    if (row >= rows) return;
+    const int blocks = cols / F::BLOCK, rows_here = rows - row < TILE_ROWS ? rows - row : TILE_ROWS;
+    const auto input = [=](int i) { return token + i < tokens ? token + i : tokens - 1; };
+    float sums[MMA_TILES][4];
+    tile_dots<F, MMA_TILES>(sums, TileRows::of<F>(weights, row, rows_here, blocks), codes, scales, input, blocks);
+    for (int n = 0; n < MMA_TILES; n++) {
+        for (int i = 0; i < 4; i++) {
+            const unsigned r = tile_row(i), t = token + tile_token(n, i);
+            if (row + r < rows && t < tokens) y[size_t(t) * rows + row + r] = sums[n][i];
+        }
+    }
+}
+
+#define MATMUL_TILES(name, F)                                                                                                        \
+    GLOBAL __launch_bounds__(MATMUL_WARPS * LANES)                                                                                   \
+        name(const uint8_t* __restrict__ heads, const uint8_t* __restrict__ body, const int8_t* __restrict__ codes,                  \
+             const float* __restrict__ scales, float* __restrict__ y, unsigned rows, unsigned cols, unsigned tokens) {               \
+        matmul_tiles<F>({heads, body}, codes, scales, y, rows, cols, tokens);                                                        \
+    }                                                                                                                                \
+    KERNEL(name)
+MATMUL_TILES(tiles_q8_0, Q8_0)
+MATMUL_TILES(tiles_q2_k, Q2_K)
+MATMUL_TILES(tiles_q4_k, Q4_K)
+MATMUL_TILES(tiles_iq2_xxs, IQ2_XXS)
+MATMUL_TILES(tiles_mxfp4, MXFP4)
 
 struct F32 {
     DEVICE float load(const uint8_t* row, unsigned i) { return reinterpret_cast<const float*>(row)[i]; }

@@ -46,7 +46,7 @@ DEVICE float warp_dots(Weights weights, size_t first_row, int rows_here, const i
             Piece w = {};
             Scales of_block = {};
             if (block < blocks) {
-                w = F::piece(weights.body + at * F::BODY, piece);
+                w = piece_of<F>(weights.body + at * F::BODY, piece);
                 of_block = F::scales(weights.heads + at * F::HEAD);
             }
 #pragma unroll

@@ -108,7 +108,8 @@ pub fn attend(
     let room = most + reach;
     let bytes_of = |heads: usize| (TILE * dim + heads * room) * 4;
     let limit = device.facts().shared as usize;
-    let fits = |heads: &usize| bytes_of(*heads) <= limit;
+    // No warps without a head: half as many would not do.
+    let fits = |together: &usize| bytes_of(*together) <= limit && together / 2 < heads;
     let together = [HEADS, 4, 2, 1].into_iter().find(fits).ok_or(CudaError::Shape {
         operation: NAME,
         field: "rows that a token sees",

@@ -32,6 +32,14 @@ pub struct Facts {
     pub driver: i32,
 }
 
+impl Facts {
+    /// Whether this is the emulator of the tests, whose times mean nothing.
+    #[must_use]
+    pub fn emulated(&self) -> bool {
+        self.name == EMULATED
+    }
+}
+
 impl fmt::Display for Facts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (major, minor) = self.capability;
@@ -223,6 +231,29 @@ impl Device {
         self.stream
             .synchronize()
             .map_err(CudaError::of("cuStreamSynchronize"))
+    }
+
+    /// How long the device takes for what `work` submits, by its own clock.
+    ///
+    /// # Errors
+    /// When `work` fails or a kernel failed.
+    pub fn time(
+        &self,
+        work: impl FnOnce() -> Result<(), CudaError>,
+    ) -> Result<std::time::Duration, CudaError> {
+        const TIMED: Option<sys::CUevent_flags> = Some(sys::CUevent_flags::CU_EVENT_DEFAULT);
+        let record = || {
+            self.stream
+                .record_event(TIMED)
+                .map_err(CudaError::of("cuEventRecord"))
+        };
+        let start = record()?;
+        work()?;
+        let milliseconds = start.elapsed_ms(&record()?);
+        let milliseconds = milliseconds.map_err(CudaError::of("cuEventElapsedTime"))?;
+        Ok(std::time::Duration::from_secs_f64(
+            f64::from(milliseconds.max(0.0)) / 1e3,
+        ))
     }
 
     fn bind(&self) -> Result<(), CudaError> {

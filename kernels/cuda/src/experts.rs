@@ -11,38 +11,49 @@ use crate::{CudaError, Device, Slice};
 
 /// `EXPERT_WARPS` of `cu/experts.cu`, times the lanes of a warp.
 const THREADS: u32 = 4 * 32;
-/// Rows of a block where every choice is a group of its own, and where those of an expert are together.
+/// Rows of a block where every choice is a group of its own, where those of an expert are together, and on tensor cores.
 const ONE_ROWS: usize = 4 * 4;
 const MANY_ROWS: usize = 4;
+const TILE_ROWS: usize = 4 * 16;
 
-/// Which choices are computed together: groups, or each by itself where they are few.
-type Together<'a> = Option<Groups<'a>>;
-
-/// What a launch of either kernel takes beside its operands.
-struct Launch<'a> {
-    shape: Shape,
-    order: In<u32>,
-    starts: In<u32>,
-    experts: In<u32>,
-    format: Format,
-    one: bool,
-    of: std::marker::PhantomData<&'a ()>,
+/// Which choices are computed together. Any way gives the same bits.
+#[derive(Clone, Copy, Debug)]
+pub enum Together<'a> {
+    /// None: where there are few.
+    One,
+    /// Those of an expert, eight at a time.
+    Many(Groups<'a>),
+    /// Those of an expert, on tensor cores: where each has several.
+    Tiles(Groups<'a>),
 }
 
-impl<'a> Launch<'a> {
-    fn new(rows: usize, format: Format, choices: Choices<'a>, groups: Together<'a>) -> Self {
-        let (of_block, count) = match groups {
-            None => (ONE_ROWS, choices.experts.len()),
-            Some(groups) => (MANY_ROWS, groups.starts.len() - 1),
-        };
-        Self {
-            shape: Shape::grid(rows.div_ceil(of_block), count, THREADS),
-            order: groups.map_or(In::NONE, |groups| groups.order.into()),
-            starts: groups.map_or(In::NONE, |groups| groups.starts.into()),
-            experts: choices.experts.into(),
-            format,
-            one: groups.is_none(),
-            of: std::marker::PhantomData,
+impl<'a> Together<'a> {
+    /// Choices of an expert, on average, from which tensor cores are used: a tile of theirs is half full then.
+    const FULL: usize = 4;
+
+    /// The way for so many choices in groups.
+    #[must_use]
+    pub const fn of(groups: Groups<'a>, choices: usize) -> Self {
+        if choices >= Self::FULL * (groups.starts.len() - 1) {
+            Self::Tiles(groups)
+        } else {
+            Self::Many(groups)
+        }
+    }
+
+    const fn shape(self, rows: usize, choices: usize) -> Shape {
+        match self {
+            Self::One => Shape::grid(rows.div_ceil(ONE_ROWS), choices, THREADS),
+            Self::Many(groups) => Shape::grid(rows.div_ceil(MANY_ROWS), groups.starts.len() - 1, THREADS),
+            Self::Tiles(groups) => Shape::grid(rows.div_ceil(TILE_ROWS), groups.starts.len() - 1, THREADS),
+        }
+    }
+
+    /// Where choices are in groups, their order and where each begins.
+    fn order(self) -> (In<u32>, In<u32>) {
+        match self {
+            Self::One => (In::NONE, In::NONE),
+            Self::Many(groups) | Self::Tiles(groups) => (groups.order.into(), groups.starts.into()),
         }
     }
 }
@@ -59,7 +70,7 @@ pub fn gate_up(
     n_ff: usize,
     x: Quantized<'_>,
     choices: Choices<'_>,
-    groups: Together<'_>,
+    together: Together<'_>,
     clamp: f32,
     out: Slice<'_, f32>,
 ) -> Result<(), CudaError> {
@@ -80,45 +91,76 @@ pub fn gate_up(
         });
     }
     let out = out.exactly(NAME, "out", choices.experts.len() * n_ff)?;
-    let launch = Launch::new(n_ff, gate.format(), choices, groups);
-    let kernel = match (launch.format, launch.one) {
-        (Format::Q8_0, true) => Device::gate_up_q8_0_one,
-        (Format::Q2K, true) => Device::gate_up_q2_k_one,
-        (Format::Q4K, true) => Device::gate_up_q4_k_one,
-        (Format::Iq2Xxs, true) => Device::gate_up_iq2_xxs_one,
-        (Format::Mxfp4, true) => Device::gate_up_mxfp4_one,
-        (Format::Q8_0, false) => Device::gate_up_q8_0_many,
-        (Format::Q2K, false) => Device::gate_up_q2_k_many,
-        (Format::Q4K, false) => Device::gate_up_q4_k_many,
-        (Format::Iq2Xxs, false) => Device::gate_up_iq2_xxs_many,
-        (Format::Mxfp4, false) => Device::gate_up_mxfp4_many,
-        (format, _) => {
-            return Err(CudaError::Format {
-                operation: NAME,
-                format,
-            });
-        }
-    };
+    let (shape, (order, starts)) = (together.shape(n_ff, choices.experts.len()), together.order());
+    let format = gate.format();
     let (gate, up) = (gate.all(), up.all());
+    let (rows, cols) = (size(NAME, "rows", n_ff)?, size(NAME, "columns", gate.cols)?);
+    let used = size(NAME, "experts of a token", choices.used)?;
+    if let Together::Tiles(_) = together {
+        let kernel = match format {
+            Format::Q8_0 => Device::gate_up_q8_0_tiles,
+            Format::Q2K => Device::gate_up_q2_k_tiles,
+            Format::Q4K => Device::gate_up_q4_k_tiles,
+            Format::Iq2Xxs => Device::gate_up_iq2_xxs_tiles,
+            Format::Mxfp4 => Device::gate_up_mxfp4_tiles,
+            format => return Err(refused(NAME, format)),
+        };
+        return kernel(
+            device,
+            shape,
+            gate.heads.into(),
+            gate.body.into(),
+            up.heads.into(),
+            up.body.into(),
+            x.codes.into(),
+            x.scales.into(),
+            order,
+            starts,
+            choices.weights.into(),
+            out.into(),
+            rows,
+            cols,
+            used,
+            clamp,
+        );
+    }
+    let kernel = match (format, together) {
+        (Format::Q8_0, Together::One) => Device::gate_up_q8_0_one,
+        (Format::Q2K, Together::One) => Device::gate_up_q2_k_one,
+        (Format::Q4K, Together::One) => Device::gate_up_q4_k_one,
+        (Format::Iq2Xxs, Together::One) => Device::gate_up_iq2_xxs_one,
+        (Format::Mxfp4, Together::One) => Device::gate_up_mxfp4_one,
+        (Format::Q8_0, Together::Many(_)) => Device::gate_up_q8_0_many,
+        (Format::Q2K, Together::Many(_)) => Device::gate_up_q2_k_many,
+        (Format::Q4K, Together::Many(_)) => Device::gate_up_q4_k_many,
+        (Format::Iq2Xxs, Together::Many(_)) => Device::gate_up_iq2_xxs_many,
+        (Format::Mxfp4, Together::Many(_)) => Device::gate_up_mxfp4_many,
+        (format, _) => return Err(refused(NAME, format)),
+    };
     kernel(
         device,
-        launch.shape,
+        shape,
         gate.heads.into(),
         gate.body.into(),
         up.heads.into(),
         up.body.into(),
         x.codes.into(),
         x.scales.into(),
-        launch.experts,
-        launch.order,
-        launch.starts,
+        choices.experts.into(),
+        order,
+        starts,
         choices.weights.into(),
         out.into(),
-        size(NAME, "rows", n_ff)?,
-        size(NAME, "columns", gate.cols)?,
-        size(NAME, "experts of a token", choices.used)?,
+        rows,
+        cols,
+        used,
         clamp,
     )
+}
+
+/// The error of a format without kernels.
+const fn refused(operation: &'static str, format: Format) -> CudaError {
+    CudaError::Format { operation, format }
 }
 
 /// The last product of the chosen experts: `x` and `out` have a row per choice.
@@ -131,7 +173,7 @@ pub fn down(
     n_embd: usize,
     x: Quantized<'_>,
     choices: Choices<'_>,
-    groups: Together<'_>,
+    together: Together<'_>,
     out: Slice<'_, f32>,
 ) -> Result<(), CudaError> {
     const NAME: &str = "down";
@@ -144,38 +186,58 @@ pub fn down(
         x.codes.len() / x.cols,
     )?;
     let out = out.exactly(NAME, "out", choices.experts.len() * n_embd)?;
-    let launch = Launch::new(n_embd, weights.format, choices, groups);
-    let kernel = match (launch.format, launch.one) {
-        (Format::Q8_0, true) => Device::down_q8_0_one,
-        (Format::Q2K, true) => Device::down_q2_k_one,
-        (Format::Q4K, true) => Device::down_q4_k_one,
-        (Format::Iq2Xxs, true) => Device::down_iq2_xxs_one,
-        (Format::Mxfp4, true) => Device::down_mxfp4_one,
-        (Format::Q8_0, false) => Device::down_q8_0_many,
-        (Format::Q2K, false) => Device::down_q2_k_many,
-        (Format::Q4K, false) => Device::down_q4_k_many,
-        (Format::Iq2Xxs, false) => Device::down_iq2_xxs_many,
-        (Format::Mxfp4, false) => Device::down_mxfp4_many,
-        (format, _) => {
-            return Err(CudaError::Format {
-                operation: NAME,
-                format,
-            });
-        }
+    let (shape, (order, starts)) = (together.shape(n_embd, choices.experts.len()), together.order());
+    let format = weights.format;
+    let (rows, cols) = (size(NAME, "rows", n_embd)?, size(NAME, "columns", weights.cols)?);
+    if let Together::Tiles(_) = together {
+        let kernel = match format {
+            Format::Q8_0 => Device::down_q8_0_tiles,
+            Format::Q2K => Device::down_q2_k_tiles,
+            Format::Q4K => Device::down_q4_k_tiles,
+            Format::Iq2Xxs => Device::down_iq2_xxs_tiles,
+            Format::Mxfp4 => Device::down_mxfp4_tiles,
+            format => return Err(refused(NAME, format)),
+        };
+        return kernel(
+            device,
+            shape,
+            weights.heads.into(),
+            weights.body.into(),
+            x.codes.into(),
+            x.scales.into(),
+            order,
+            starts,
+            out.into(),
+            rows,
+            cols,
+        );
+    }
+    let kernel = match (format, together) {
+        (Format::Q8_0, Together::One) => Device::down_q8_0_one,
+        (Format::Q2K, Together::One) => Device::down_q2_k_one,
+        (Format::Q4K, Together::One) => Device::down_q4_k_one,
+        (Format::Iq2Xxs, Together::One) => Device::down_iq2_xxs_one,
+        (Format::Mxfp4, Together::One) => Device::down_mxfp4_one,
+        (Format::Q8_0, Together::Many(_)) => Device::down_q8_0_many,
+        (Format::Q2K, Together::Many(_)) => Device::down_q2_k_many,
+        (Format::Q4K, Together::Many(_)) => Device::down_q4_k_many,
+        (Format::Iq2Xxs, Together::Many(_)) => Device::down_iq2_xxs_many,
+        (Format::Mxfp4, Together::Many(_)) => Device::down_mxfp4_many,
+        (format, _) => return Err(refused(NAME, format)),
     };
     kernel(
         device,
-        launch.shape,
+        shape,
         weights.heads.into(),
         weights.body.into(),
         x.codes.into(),
         x.scales.into(),
-        launch.experts,
-        launch.order,
-        launch.starts,
+        choices.experts.into(),
+        order,
+        starts,
         out.into(),
-        size(NAME, "rows", n_embd)?,
-        size(NAME, "columns", weights.cols)?,
+        rows,
+        cols,
     )
 }
 

@@ -168,6 +168,26 @@ kernels! {
         heads: In<u8>, body: In<u8>, codes: In<i8>, scales: In<f32>, y: Out<f32>, rows: u32, cols: u32,
         tokens: u32,
     );
+    tiles_q8_0(
+        heads: In<u8>, body: In<u8>, codes: In<i8>, scales: In<f32>, y: Out<f32>, rows: u32, cols: u32,
+        tokens: u32,
+    );
+    tiles_q2_k(
+        heads: In<u8>, body: In<u8>, codes: In<i8>, scales: In<f32>, y: Out<f32>, rows: u32, cols: u32,
+        tokens: u32,
+    );
+    tiles_q4_k(
+        heads: In<u8>, body: In<u8>, codes: In<i8>, scales: In<f32>, y: Out<f32>, rows: u32, cols: u32,
+        tokens: u32,
+    );
+    tiles_iq2_xxs(
+        heads: In<u8>, body: In<u8>, codes: In<i8>, scales: In<f32>, y: Out<f32>, rows: u32, cols: u32,
+        tokens: u32,
+    );
+    tiles_mxfp4(
+        heads: In<u8>, body: In<u8>, codes: In<i8>, scales: In<f32>, y: Out<f32>, rows: u32, cols: u32,
+        tokens: u32,
+    );
     matvec_f32(weights: In<u8>, x: In<f32>, y: Out<f32>, rows: u32, cols: u32, tokens: u32);
     matvec_f16(weights: In<u8>, x: In<f32>, y: Out<f32>, rows: u32, cols: u32, tokens: u32);
     matmul_f32(weights: In<u8>, x: In<f32>, y: Out<f32>, rows: u32, cols: u32, tokens: u32);
@@ -262,6 +282,51 @@ kernels! {
         heads: In<u8>, body: In<u8>, codes: In<i8>, scales: In<f32>, experts: In<u32>, order: In<u32>,
         starts: In<u32>, out: Out<f32>, rows: u32, cols: u32,
     );
+    gate_up_q8_0_tiles(
+        gate_heads: In<u8>, gate_body: In<u8>, up_heads: In<u8>, up_body: In<u8>, codes: In<i8>,
+        scales: In<f32>, order: In<u32>, starts: In<u32>, weights: In<f32>, out: Out<f32>,
+        rows: u32, cols: u32, used: u32, bound: f32,
+    );
+    down_q8_0_tiles(
+        heads: In<u8>, body: In<u8>, codes: In<i8>, scales: In<f32>, order: In<u32>, starts: In<u32>,
+        out: Out<f32>, rows: u32, cols: u32,
+    );
+    gate_up_q2_k_tiles(
+        gate_heads: In<u8>, gate_body: In<u8>, up_heads: In<u8>, up_body: In<u8>, codes: In<i8>,
+        scales: In<f32>, order: In<u32>, starts: In<u32>, weights: In<f32>, out: Out<f32>,
+        rows: u32, cols: u32, used: u32, bound: f32,
+    );
+    down_q2_k_tiles(
+        heads: In<u8>, body: In<u8>, codes: In<i8>, scales: In<f32>, order: In<u32>, starts: In<u32>,
+        out: Out<f32>, rows: u32, cols: u32,
+    );
+    gate_up_q4_k_tiles(
+        gate_heads: In<u8>, gate_body: In<u8>, up_heads: In<u8>, up_body: In<u8>, codes: In<i8>,
+        scales: In<f32>, order: In<u32>, starts: In<u32>, weights: In<f32>, out: Out<f32>,
+        rows: u32, cols: u32, used: u32, bound: f32,
+    );
+    down_q4_k_tiles(
+        heads: In<u8>, body: In<u8>, codes: In<i8>, scales: In<f32>, order: In<u32>, starts: In<u32>,
+        out: Out<f32>, rows: u32, cols: u32,
+    );
+    gate_up_iq2_xxs_tiles(
+        gate_heads: In<u8>, gate_body: In<u8>, up_heads: In<u8>, up_body: In<u8>, codes: In<i8>,
+        scales: In<f32>, order: In<u32>, starts: In<u32>, weights: In<f32>, out: Out<f32>,
+        rows: u32, cols: u32, used: u32, bound: f32,
+    );
+    down_iq2_xxs_tiles(
+        heads: In<u8>, body: In<u8>, codes: In<i8>, scales: In<f32>, order: In<u32>, starts: In<u32>,
+        out: Out<f32>, rows: u32, cols: u32,
+    );
+    gate_up_mxfp4_tiles(
+        gate_heads: In<u8>, gate_body: In<u8>, up_heads: In<u8>, up_body: In<u8>, codes: In<i8>,
+        scales: In<f32>, order: In<u32>, starts: In<u32>, weights: In<f32>, out: Out<f32>,
+        rows: u32, cols: u32, used: u32, bound: f32,
+    );
+    down_mxfp4_tiles(
+        heads: In<u8>, body: In<u8>, codes: In<i8>, scales: In<f32>, order: In<u32>, starts: In<u32>,
+        out: Out<f32>, rows: u32, cols: u32,
+    );
     swiglu(gate: Out<f32>, up: In<f32>, count: u32, bound: f32);
     combine_experts(shared: Out<f32>, parts: In<f32>, count: u32, used: u32, width: u32);
     route(
@@ -312,5 +377,6 @@ kernels! {
         mix: In<f32>, streams: In<f32>, out: Out<f32>, count: u32, n: u32, width: u32, stride: u32,
     );
     scatter_streams(mix: In<f32>, block: In<f32>, streams: Out<f32>, count: u32, n: u32, width: u32);
+    peak_bytes(operands: In<u32>, out: Out<i32>, rounds: u32);
     copy_segments(from: In<u64>, to: In<u64>, bytes: In<u32>);
 }

@@ -24,6 +24,7 @@ pub mod indexer;
 pub mod matmul;
 pub mod matrix;
 pub mod norm;
+pub mod peak;
 pub mod router;
 
 pub use arena::{Arena, Mark};

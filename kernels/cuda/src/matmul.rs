@@ -12,9 +12,12 @@ use crate::{CudaError, Device, Slice};
 const THREADS: u32 = 4 * 32;
 /// Rows of a block of the kernels for one token.
 const VEC_ROWS: usize = 4 * 4;
-/// Rows of a block of the others, and their tokens.
+/// Rows of a block of those for a few tokens, which share what is read; so many at most.
 const MUL_ROWS: usize = 4;
-const MUL_TOKENS: usize = 8;
+const FEW_TOKENS: usize = 8;
+/// Rows and tokens of a block of those on tensor cores: `TILE_ROWS` of `cu/mma.cuh` for each warp, and `MMA_TILES` of its tiles of tokens.
+const TILE_ROWS: usize = 4 * 16;
+const TILE_TOKENS: usize = 4 * 8;
 /// Tokens of a block of the kernels for floats.
 const FLOAT_TOKENS: usize = 4;
 
@@ -33,14 +36,14 @@ pub fn quantized(
     check(NAME, "values per scale of x", weights.format.block_len(), x.block)?;
     let tokens = x.codes.len() / x.cols;
     let y = y.exactly(NAME, "y", tokens * weights.rows)?;
-    let shape = if tokens == 1 {
-        Shape::blocks(weights.rows.div_ceil(VEC_ROWS), THREADS)
-    } else {
-        Shape::grid(
-            weights.rows.div_ceil(MUL_ROWS),
-            tokens.div_ceil(MUL_TOKENS),
+    let shape = match tokens {
+        1 => Shape::blocks(weights.rows.div_ceil(VEC_ROWS), THREADS),
+        2..=FEW_TOKENS => Shape::blocks(weights.rows.div_ceil(MUL_ROWS), THREADS),
+        _ => Shape::grid(
+            weights.rows.div_ceil(TILE_ROWS),
+            tokens.div_ceil(TILE_TOKENS),
             THREADS,
-        )
+        ),
     };
     let launch = match (weights.format, tokens) {
         (Format::Q8_0, 1) => Device::matvec_q8_0,
@@ -48,11 +51,16 @@ pub fn quantized(
         (Format::Q4K, 1) => Device::matvec_q4_k,
         (Format::Iq2Xxs, 1) => Device::matvec_iq2_xxs,
         (Format::Mxfp4, 1) => Device::matvec_mxfp4,
-        (Format::Q8_0, _) => Device::matmul_q8_0,
-        (Format::Q2K, _) => Device::matmul_q2_k,
-        (Format::Q4K, _) => Device::matmul_q4_k,
-        (Format::Iq2Xxs, _) => Device::matmul_iq2_xxs,
-        (Format::Mxfp4, _) => Device::matmul_mxfp4,
+        (Format::Q8_0, 2..=FEW_TOKENS) => Device::matmul_q8_0,
+        (Format::Q8_0, _) => Device::tiles_q8_0,
+        (Format::Q2K, 2..=FEW_TOKENS) => Device::matmul_q2_k,
+        (Format::Q2K, _) => Device::tiles_q2_k,
+        (Format::Q4K, 2..=FEW_TOKENS) => Device::matmul_q4_k,
+        (Format::Q4K, _) => Device::tiles_q4_k,
+        (Format::Iq2Xxs, 2..=FEW_TOKENS) => Device::matmul_iq2_xxs,
+        (Format::Iq2Xxs, _) => Device::tiles_iq2_xxs,
+        (Format::Mxfp4, 2..=FEW_TOKENS) => Device::matmul_mxfp4,
+        (Format::Mxfp4, _) => Device::tiles_mxfp4,
         (format, _) => {
             return Err(CudaError::Format {
                 operation: NAME,

@@ -244,6 +244,7 @@ const Entry* find(const std::string& name) {
 }
 
 void set_order(uint64_t seed) { order_seed = seed; }
+uint64_t order() { return order_seed; }
 
 std::string launch(const Entry& kernel, dim3 grid, dim3 shape, unsigned dynamic, void** arguments) {
     static thread_local Block blocks;

@@ -18,6 +18,7 @@ const Entry* find(const std::string& name);
 
 // In which order threads (and blocks) get their turn: 0 ascending, 1 descending, others shuffled with that seed.
 void set_order(uint64_t seed);
+uint64_t order();
 
 // Runs the grid; empty when it ran to its end, else what was wrong.
 std::string launch(const Entry&, dim3 grid, dim3 block, unsigned dynamic, void** arguments);

@@ -6,7 +6,9 @@
 #include <cstring>
 #include <ctime>
 #include <functional>
+#include <map>
 #include <mutex>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -30,6 +32,10 @@ std::recursive_mutex lock;
 Result sticky = SUCCESS;
 std::string reason;      // of the last failure
 std::string last_error;  // keeps what cuGetErrorString hands out
+
+std::string spoiled;  // the kernel whose results are made wrong; empty: none
+std::string failing;  // the kernel whose next launch fails as a fault of the device does; empty: none
+std::map<std::string, std::set<uint64_t>> orders;  // of every kernel that ran
 
 struct Function {
     const simt::Entry* entry;
@@ -56,7 +62,16 @@ Result submit(std::function<Result()> step) {
 }
 
 Result run(const simt::Entry* entry, dim3 grid, dim3 block, unsigned shared, void** arguments) {
+    if (entry->name == failing) {
+        failing.clear();
+        reason = entry->name + ": a fault that was asked for";
+        return sticky = LAUNCH_FAILED;
+    }
+    const bool spoils = entry->name == spoiled;
+    const simt::Snapshot before = spoils ? simt::snapshot() : simt::Snapshot{};
     std::string failure = simt::launch(*entry, grid, block, shared, arguments);
+    orders[entry->name].insert(simt::order());
+    if (spoils) simt::spoil(before);
     if (failure.empty()) {
         failure = simt::damaged();
         if (!failure.empty()) failure = entry->name + ": " + failure;
@@ -85,6 +100,16 @@ std::string wrong_shape(dim3 grid, dim3 block, unsigned shared) {
 extern "C" __attribute__((visibility("default"))) void ds4EmulatorOrder(unsigned long long seed) { CALL; simt::set_order(seed); }
 extern "C" __attribute__((visibility("default"))) void ds4EmulatorReset() { CALL; sticky = SUCCESS; reason.clear(); }
 extern "C" __attribute__((visibility("default"))) void ds4EmulatorMemory(size_t bytes) { CALL; simt::set_capacity(bytes); }
+// From now on the first byte that this kernel changes is wrong by one bit after every launch; an empty name ends it.
+extern "C" __attribute__((visibility("default"))) void ds4EmulatorSpoil(const char* kernel) { CALL; spoiled = kernel; }
+// The next launch of this kernel fails.
+extern "C" __attribute__((visibility("default"))) void ds4EmulatorFail(const char* kernel) { CALL; failing = kernel; }
+// In how many orders of threads a kernel has run.
+extern "C" __attribute__((visibility("default"))) size_t ds4EmulatorOrders(const char* kernel) {
+    CALL;
+    const auto found = orders.find(kernel);
+    return found == orders.end() ? 0 : found->second.size();
+}
 // Sizes of a kernel's parameters; returns their number, or -1 for an unknown name.
 extern "C" __attribute__((visibility("default"))) int ds4EmulatorParameters(const char* name, size_t* sizes, size_t room) {
     const simt::Entry* entry = simt::find(name);

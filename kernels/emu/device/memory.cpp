@@ -2,7 +2,6 @@
 
 #include <cstdlib>
 #include <cstring>
-#include <map>
 
 namespace simt {
 
@@ -74,6 +73,27 @@ std::string damaged() {
         if (after < behind) return "out-of-bounds write: byte " + std::to_string(bytes + after) + of;
     }
     return "";
+}
+
+Snapshot snapshot() {
+    Snapshot all;
+    for (const auto& [address, bytes] : allocations()) {
+        const auto data = reinterpret_cast<const unsigned char*>(address);
+        all[address].assign(data, data + bytes);
+    }
+    return all;
+}
+
+bool spoil(const Snapshot& before) {
+    for (const auto& [address, bytes] : before) {
+        const auto data = reinterpret_cast<unsigned char*>(address);
+        for (size_t i = 0; i < bytes.size(); i++) {
+            if (data[i] == bytes[i]) continue;
+            data[i] ^= 1;
+            return true;
+        }
+    }
+    return false;
 }
 
 }  // namespace simt

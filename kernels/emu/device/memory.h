@@ -2,7 +2,9 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <map>
 #include <string>
+#include <vector>
 
 namespace simt {
 
@@ -19,5 +21,11 @@ bool release(uint64_t address);
 bool within(uint64_t address, size_t bytes);
 // Names the first allocation whose guards were written; empty when none was.
 std::string damaged();
+
+// All memory that is allocated, by address.
+using Snapshot = std::map<uint64_t, std::vector<unsigned char>>;
+Snapshot snapshot();
+// Flips the lowest bit of the first byte that differs from the snapshot. False when none does.
+bool spoil(const Snapshot& before);
 
 }  // namespace simt

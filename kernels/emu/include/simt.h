@@ -149,6 +149,22 @@ static inline unsigned __byte_perm(unsigned low, unsigned high, unsigned selecto
     for (int byte = 0; byte < 4; byte++) result |= unsigned(all >> 8 * (selector >> 4 * byte & 7) & 0xff) << 8 * byte;
     return result;
 }
+namespace simt {
+// The warp's product of signed bytes, c += a . b, with the fragments of `cu/mma.cuh`: a lane finds the words of its rows and tokens with the
+// lanes that hold them.
+static inline void mma_m16n8k32(int (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+    const unsigned g = current->lane / 4, t = current->lane % 4;
+    unsigned words[4][4], tokens[8][2];
+    const unsigned char* slots = meet(~0u, Operation::Matrix, a, sizeof a);
+    for (unsigned k = 0; k < 4; k++) std::memcpy(words[k], slots + (4 * g + k) * SLOT, sizeof a);
+    slots = meet(~0u, Operation::Matrix, b, sizeof b);
+    for (unsigned of = 0; of < 8; of++) std::memcpy(tokens[of], slots + (4 * (2 * t + of / 4) + of % 4) * SLOT, sizeof b);
+    for (unsigned i = 0; i < 4; i++)
+        for (unsigned k = 0; k < 4; k++)
+            for (unsigned upper = 0; upper < 2; upper++)
+                c[i] = __dp4a(int(words[k][2 * upper + i / 2]), int(tokens[4 * (i % 2) + k][upper]), c[i]);
+}
+}  // namespace simt
 static inline int __popc(unsigned x) { return __builtin_popcount(x); }
 static inline int __float_as_int(float x) { int r; std::memcpy(&r, &x, 4); return r; }
 static inline unsigned __float_as_uint(float x) { unsigned r; std::memcpy(&r, &x, 4); return r; }

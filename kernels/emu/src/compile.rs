@@ -6,38 +6,77 @@ use std::process::Command;
 /// Flags that make the host's arithmetic that of the device: IEEE, nothing fused but what says so.
 const ARITHMETIC: [&str; 2] = ["-ffp-contract=off", "-fno-fast-math"];
 
-/// Compiles `kernels` (a `.cu` file) with the emulator of `emulator` (this crate's folder) into the library `out`.
-/// `sanitizers` goes to `-fsanitize=` when it is not empty.
-pub fn compile(emulator: &Path, kernels: &Path, sanitizers: &str, out: &Path) -> Result<(), String> {
-    let mut command = Command::new(compiler()?);
-    command.args([
-        "-std=c++17",
-        "-O2",
-        "-g1",
-        "-fPIC",
-        "-shared",
-        "-pthread",
-        "-Wall",
-        "-Wextra",
-        "-Werror",
-    ]);
-    command.args([
-        "-Wno-unused-function",
-        "-Wno-unknown-pragmas",
-        "-fvisibility=hidden",
-        "-Wl,-soname,libcuda.so",
-    ]);
-    command.args(ARITHMETIC);
-    if cfg!(target_arch = "x86_64") {
-        // FMA and F16C as instructions; the library may be carried to another machine of this level.
-        command.arg("-march=x86-64-v3");
+/// How to compile.
+#[derive(Clone, Copy, Debug)]
+pub struct Options<'a> {
+    /// This crate's folder.
+    pub emulator: &'a Path,
+    /// The compiler's flag for optimisation.
+    pub level: &'a str,
+    /// Goes to `-fsanitize=` when it is not empty.
+    pub sanitizers: &'a str,
+}
+
+impl Options<'_> {
+    /// Compiles `kernels` (a `.cu` file) with the emulator, its sources or its [`objects`](Self::objects), into the library `out`.
+    pub fn library(&self, kernels: &Path, emulator: &[PathBuf], out: &Path) -> Result<(), String> {
+        let mut command = self.compiler()?;
+        command.args(["-shared", "-Wl,-soname,libcuda.so", "-x", "c++"]);
+        command.arg(kernels);
+        if emulator
+            .iter()
+            .all(|file| file.extension().is_some_and(|e| e == "o"))
+        {
+            command.args(["-x", "none"]);
+        }
+        succeed(command.args(emulator).arg("-o").arg(out))
     }
-    if !sanitizers.is_empty() {
-        command.arg(format!("-fsanitize={sanitizers}"));
+
+    /// Compiles the emulator alone, into `folder`.
+    #[allow(dead_code)] // the build script has no use for it
+    pub fn objects(&self, folder: &Path) -> Result<Vec<PathBuf>, String> {
+        let object = |source: PathBuf| {
+            let out = folder
+                .join(source.file_stem().unwrap_or_default())
+                .with_extension("o");
+            let mut command = self.compiler()?;
+            succeed(command.arg("-c").arg(source).arg("-o").arg(&out))?;
+            Ok(out)
+        };
+        self.sources().into_iter().map(object).collect()
     }
-    command.arg("-I").arg(emulator.join("include"));
-    command.args(["-x", "c++"]).arg(kernels);
-    command.args(sources(emulator)).arg("-o").arg(out);
+
+    /// The emulator's own sources.
+    pub fn sources(&self) -> Vec<PathBuf> {
+        ["fibre", "block", "memory", "driver"]
+            .iter()
+            .map(|name| self.emulator.join("device").join(format!("{name}.cpp")))
+            .collect()
+    }
+
+    fn compiler(&self) -> Result<Command, String> {
+        let mut command = Command::new(compiler()?);
+        command.args(["-std=c++17", self.level, "-g1", "-fPIC", "-pthread"]);
+        command.args(["-Wall", "-Wextra", "-Werror"]);
+        command.args([
+            "-Wno-unused-function",
+            "-Wno-unknown-pragmas",
+            "-fvisibility=hidden",
+        ]);
+        command.args(ARITHMETIC);
+        if cfg!(target_arch = "x86_64") {
+            // FMA and F16C as instructions; the library may be carried to another machine of this level.
+            command.arg("-march=x86-64-v3");
+        }
+        if !self.sanitizers.is_empty() {
+            command.arg(format!("-fsanitize={}", self.sanitizers));
+        }
+        command.arg("-I").arg(self.emulator.join("include"));
+        Ok(command)
+    }
+}
+
+fn succeed(command: &mut Command) -> Result<(), String> {
     let output = command
         .output()
         .map_err(|error| format!("{command:?}: {error}"))?;
@@ -49,14 +88,6 @@ pub fn compile(emulator: &Path, kernels: &Path, sanitizers: &str, out: &Path) ->
             String::from_utf8_lossy(&output.stderr)
         ))
     }
-}
-
-/// The emulator's own sources.
-pub fn sources(emulator: &Path) -> Vec<PathBuf> {
-    ["fibre", "block", "memory", "driver"]
-        .iter()
-        .map(|name| emulator.join("device").join(format!("{name}.cpp")))
-        .collect()
 }
 
 /// The C++ compiler: `CXX`, or `c++`.

@@ -38,7 +38,7 @@ pub fn library() -> &'static Path {
     Path::new(env!("DS4_EMU_LIBRARY"))
 }
 
-/// This crate's folder and the kernels' folder, for [`compile::compile`].
+/// This crate's folder and the kernels' folder, for [`compile::Options`].
 #[must_use]
 pub fn folders() -> (&'static Path, PathBuf) {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -84,6 +84,29 @@ impl Emulator {
     /// The memory that the device has from now on.
     pub fn memory(&self, bytes: usize) {
         self.control::<usize>(b"ds4EmulatorMemory", bytes);
+    }
+
+    /// From now on one bit of what this kernel writes is wrong after every launch: who compares its results must find that. `None` ends it.
+    pub fn spoil(&self, kernel: Option<&str>) {
+        let name = std::ffi::CString::new(kernel.unwrap_or_default()).unwrap_or_default();
+        self.control(b"ds4EmulatorSpoil", name.as_ptr());
+    }
+
+    /// The next launch of this kernel fails as a fault of the device does: with an error that every later call answers too.
+    pub fn fail(&self, kernel: &str) {
+        let name = std::ffi::CString::new(kernel).unwrap_or_default();
+        self.control(b"ds4EmulatorFail", name.as_ptr());
+    }
+
+    /// In how many orders of threads a kernel has run in this process.
+    #[must_use]
+    pub fn orders(&self, kernel: &str) -> usize {
+        type Query = unsafe extern "C" fn(*const std::ffi::c_char) -> usize;
+        let name = std::ffi::CString::new(kernel).unwrap_or_default();
+        // SAFETY: the symbol is ours and has this type.
+        let query = unsafe { self.library.get::<Query>(b"ds4EmulatorOrders") };
+        // SAFETY: the name ends with zero and is not kept.
+        query.map_or(0, |query| unsafe { query(name.as_ptr()) })
     }
 
     /// Sizes of a kernel's parameters as its source declares them; `None` for an unknown name.

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod equal;
+mod faults;
 mod golden;
 mod handoff;
 #[path = "../../../model/tests/it/support.rs"]

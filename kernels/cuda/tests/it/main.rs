@@ -1,14 +1,5 @@
-//! Every kernel against its scalar reference, bit for bit, through the real host code: on the emulated driver in several orders of threads, or on a
-//! device with `DS4_CUDA_TEST=device`.
+//! The host's side of a launch on the emulated device. What the kernels compute is compared in `kernels/suite`.
 #![allow(clippy::unwrap_used)]
 
-mod attention;
-mod compressor;
-mod embedding;
-mod experts;
-mod hyper;
-mod indexer;
-mod matmul;
-mod rows;
-mod support;
+mod refusals;
 mod table;
