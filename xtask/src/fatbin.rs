@@ -52,6 +52,27 @@ pub fn run(write: bool) -> Result<()> {
     Ok(())
 }
 
+/// Writes the roofline of the kernels, or with `check` compares it: a program of its own does, which knows the model's layout.
+///
+/// # Errors
+/// When it does not build, or the document is another one.
+pub fn roofline(check: bool) -> Result<()> {
+    let mut program = Command::new(env!("CARGO"));
+    program.args([
+        "run",
+        "--quiet",
+        "--package",
+        "ds4-gpu-check",
+        "--bin",
+        "ds4-roofline",
+        "--",
+    ]);
+    program.args(check.then_some("--check"));
+    let status = program.status().context("starting cargo")?;
+    ensure!(status.success(), "the roofline ended with {status}");
+    Ok(())
+}
+
 /// The folder with `bin/nvcc`: `CUDA_HOME` when it is set, else the wheels.
 fn toolkit() -> Result<PathBuf> {
     if let Some(home) = std::env::var_os("CUDA_HOME") {

@@ -87,6 +87,12 @@ enum Xtask {
         #[arg(long)]
         write: bool,
     },
+    /// Writes docs/gpu/roofline.md: what bandwidth and arithmetic of a GPU allow, kernel by kernel.
+    Roofline {
+        /// Writes nothing; fails when the document is not what the code gives.
+        #[arg(long)]
+        check: bool,
+    },
     /// Writes the CustomResourceDefinition, the chart's copy and docs/api.md from the types.
     Crds {
         /// Writes nothing; fails when the files are not what the types give.
@@ -201,6 +207,7 @@ fn run(command: Xtask) -> Result<()> {
             }
             Ok(())
         }
+        Xtask::Roofline { check } => fatbin::roofline(check),
         Xtask::Crds { check } => crds::run(check),
     }
 }

@@ -191,6 +191,41 @@ impl Dims {
         }
     }
 
+    /// The shapes of the published Flash file with two-bit experts: 43 layers, 284 billion weights. Too large to be written; [`crate::outline`]
+    /// makes a file with its header.
+    #[must_use]
+    pub fn flash() -> Self {
+        let ratio = |layer: usize| match layer {
+            0 | 1 => 0,
+            even if even.is_multiple_of(2) => 4,
+            _ => 128,
+        };
+        Self {
+            n_layer: 43,
+            ratios: (0..43).map(ratio).collect(),
+            n_hash: 3,
+            n_embd: 4096,
+            n_vocab: 129_280,
+            n_head: 64,
+            head_dim: 512,
+            n_rot: 64,
+            q_lora: 1024,
+            o_groups: 8,
+            o_lora: 1024,
+            n_expert: 256,
+            n_used: 6,
+            n_ff: 2048,
+            n_swa: 128,
+            ix_heads: 64,
+            ix_topk: 512,
+            ixq8: false,
+            clamp: 10.0,
+            orig_ctx: 65_536,
+            ctx: 1 << 20,
+            ..Self::preset(Preset::Micro)
+        }
+    }
+
     /// Sets one value by its name; lists as `[0,4,128]`, the seed also as `0x...`.
     ///
     /// # Errors

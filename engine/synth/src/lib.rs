@@ -54,6 +54,27 @@ pub fn write(path: &Path, dims: &Dims, progress: &mut dyn FnMut(u64, u64)) -> Re
     written.map_err(io)
 }
 
+/// Writes the model's header to `path` and leaves a hole of the right length for its weights: for what looks at shapes alone. Returns the length.
+///
+/// # Errors
+/// As [`write()`].
+pub fn outline(path: &Path, dims: &Dims) -> Result<u64, SynthError> {
+    dims.check()?;
+    let tensors = model::tensors(dims);
+    let header = header::encode(dims, &tensors);
+    let padded = tensors.iter().map(|tensor| header::padded(tensor.bytes()));
+    let total = header.len() as u64 + padded.sum::<u64>();
+    let written = File::create(path).and_then(|mut file| {
+        file.write_all(&header)?;
+        file.set_len(total)
+    });
+    let io = |source| SynthError::Io {
+        path: path.display().to_string(),
+        source,
+    };
+    written.map(|()| total).map_err(io)
+}
+
 fn write_to(path: &Path, dims: &Dims, progress: &mut dyn FnMut(u64, u64)) -> std::io::Result<u64> {
     let tensors = model::tensors(dims);
     let header = header::encode(dims, &tensors);
