@@ -4,7 +4,7 @@
 // Nearest code, ties to even, -127 to 127.
 DEVICE int8_t code_of(float x) {
     constexpr float round = 12582912.0f;  // 1.5 * 2^23: the addition rounds
-    const float rounded = clamp(x, -127.0f, 127.0f) + round - round;
+    const float rounded = bounded(x, -127.0f, 127.0f) + round - round;
     return rounded == rounded ? int8_t(int(rounded)) : int8_t(0);
 }
 

@@ -19,6 +19,9 @@ static __device__ __forceinline__ uint16_t float_to_half(float x) { return __hal
 
 #define GLOBAL extern "C" __global__ void
 #define DEVICE static __device__ __forceinline__
+// `math.cuh`, `codec.cuh` and `grid.cuh` are Metal's too, where tables and what a kernel is given have address spaces of their own.
+#define TABLE static __device__ const
+#define GIVEN const
 
 // Lanes of a warp, and of the one order in which f32 products are added (`kernels/core/src/dot.rs`).
 constexpr int LANES = 32;
@@ -27,8 +30,8 @@ constexpr unsigned ALL = 0xffffffffu;
 DEVICE int lane_of_thread() { return threadIdx.x & 31; }
 DEVICE int warp_of_thread() { return threadIdx.x >> 5; }
 
-// `Rust`'s clamp: what is no number stays no number.
-DEVICE float clamp(float x, float low, float high) { return x < low ? low : (x > high ? high : x); }
+// Rust's clamp: what is no number stays no number.
+DEVICE float bounded(float x, float low, float high) { return x < low ? low : (x > high ? high : x); }
 
 // Halves the lanes until one is left: lane i takes lane i + half. Lane 0 has the sum.
 DEVICE float fold_lanes(float x) {

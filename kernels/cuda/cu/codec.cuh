@@ -42,14 +42,14 @@ DEVICE unsigned e2m1_code(float x) {
 
 // Twice the value of an E2M1 code: an integer.
 DEVICE int e2m1_twice(unsigned code) {
-    const int magnitude = int(0x0c08060403020100ull >> (8 * (code & 7)) & 0xff);
+    const int magnitude = int(0x0c08060403020100ul >> (8 * (code & 7)) & 0xff);
     return (code & 8) ? -magnitude : magnitude;
 }
 
 // Value `i` of an encoded KV row of `dim` values, the last `rotary` of them halves.
-DEVICE float kv_value(const uint8_t* row, unsigned i, unsigned dim, unsigned rotary) {
+DEVICE float kv_value(GIVEN uint8_t* row, unsigned i, unsigned dim, unsigned rotary) {
     const unsigned body = dim - rotary;
     if (i < body) return e4m3_value(row[i]) * stored_power(row[body + i / 64]);
-    const uint8_t* half = row + body + body / 64 + 2 * (i - body);
-    return half_to_float(uint16_t(half[0] | half[1] << 8));
+    GIVEN uint8_t* bytes = row + body + body / 64 + 2 * (i - body);
+    return half_to_float(uint16_t(bytes[0] | bytes[1] << 8));
 }

@@ -19,7 +19,7 @@ struct Group {
 
 // silu(min(gate, clamp)) * clamp(up, -clamp, clamp) * weight.
 DEVICE float swiglu_of(float gate, float up, float bound, float weight) {
-    return silu(fminf(gate, bound)) * clamp(up, -bound, bound) * weight;
+    return silu(fminf(gate, bound)) * bounded(up, -bound, bound) * weight;
 }
 
 template <class F, int ROWS, int TOKENS>

@@ -8,7 +8,7 @@ DEVICE float two_to(int n) { return __int_as_float(int(unsigned(n + 127) << 23))
 // e^x: x = n ln 2 + r, a polynomial for e^r, and 2^n in two factors, since n reaches past both ends of the exponent.
 DEVICE float exp_fixed(float x) {
     constexpr float round = 12582912.0f;  // 1.5 * 2^23: adding it rounds, ties to even
-    x = clamp(x, -104.0f, 89.0f);
+    x = bounded(x, -104.0f, 89.0f);
     const float rounded = fmaf(x, 1.44269504088896340736f, round);
     const int n = int(__float_as_uint(rounded) - __float_as_uint(round));
     const float multiple = rounded - round;
@@ -20,8 +20,8 @@ DEVICE float exp_fixed(float x) {
     series = fmaf(series, r, 1.6666665e-1f);
     series = fmaf(series, r, 0.5f);
     const float fraction = fmaf(series, r * r, r) + 1.0f;
-    const int half = n >> 1;
-    return fraction * two_to(half) * two_to(n - half);
+    const int part = n >> 1;
+    return fraction * two_to(part) * two_to(n - part);
 }
 
 DEVICE float sigmoid(float x) { return 1.0f / (1.0f + exp_fixed(-x)); }

@@ -3,7 +3,7 @@
 #include <string>
 #include <vector>
 
-#include "simt.h"
+#include "threads.h"
 
 namespace simt {
 
