@@ -10,8 +10,9 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("ds4-kernels", &[]),
     ("ds4-kernels-cpu", &["ds4-kernels"]),
     ("ds4-kernels-cuda", &["ds4-kernels"]),
-    // Test only: nothing names it but under `[dev-dependencies]`.
-    ("ds4-emu", &[]),
+    ("ds4-kernels-metal", &["ds4-kernels"]),
+    // Test only: nothing names it but under `[dev-dependencies]`. It is a driver of the Metal host code.
+    ("ds4-emu", &["ds4-kernels-metal"]),
     ("ds4-kernels-suite", &["ds4-kernels", "ds4-kernels-cuda"]),
     ("ds4-gguf", &["ds4-kernels"]),
     ("ds4-synth", &["ds4-gguf", "ds4-kernels"]),
@@ -34,6 +35,10 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "ds4-model-cuda",
             "ds4-synth",
         ],
+    ),
+    (
+        "ds4-model-metal",
+        &["ds4-gguf", "ds4-kernels", "ds4-kernels-metal", "ds4-model"],
     ),
     ("ds4-proto", &[]),
     ("ds4-telemetry", &[]),
@@ -68,6 +73,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "ds4-kernels",
             "ds4-kernels-cuda",
             "ds4-model-cuda",
+            "ds4-kernels-metal",
+            "ds4-model-metal",
             "ds4-kernels-cpu",
             "ds4-model",
             "ds4-plan",

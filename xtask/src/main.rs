@@ -11,7 +11,7 @@ use xtask::bench::Bench;
 use xtask::cluster::{self, Cluster, Provider};
 use xtask::images::{self, Name};
 use xtask::sanitize::{self, Tool};
-use xtask::{demo, fatbin, formats, journey, oracle, processes, sdk, steps};
+use xtask::{darwin, demo, fatbin, formats, journey, oracle, processes, sdk, steps};
 
 /// Commands of the DS4 repository.
 #[derive(Parser)]
@@ -81,6 +81,8 @@ enum Xtask {
     Cluster(ClusterCommand),
     /// Builds the images as archives in .cache/images; no builder and no registry is needed.
     Images,
+    /// Type-checks the code for macOS, which nothing here can run, and that a planted error in it is found.
+    Darwin,
     /// Builds the CUDA kernels for devices into .cache/cuda, by nvcc from PyPI, and checks them; no GPU is needed.
     Fatbin {
         /// Renews the table in docs/gpu.
@@ -199,6 +201,7 @@ fn run(command: Xtask) -> Result<()> {
             all, only, cluster, ..
         } => journey::run(&journey::Choice { all, only, cluster }),
         Xtask::Fatbin { write } => fatbin::run(write),
+        Xtask::Darwin => darwin::run(),
         Xtask::Sdk => sdk::run(),
         Xtask::Cluster(command) => run_cluster(command),
         Xtask::Images => {

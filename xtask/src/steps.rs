@@ -69,6 +69,11 @@ const STEPS: &[Step] = &[
         rustdoc_flags: "",
     },
     Step {
+        name: "darwin",
+        arguments: &["run", "--quiet", "--package", "xtask", "--", "darwin"],
+        rustdoc_flags: "",
+    },
+    Step {
         name: "sdk",
         arguments: &["run", "--quiet", "--package", "xtask", "--", "sdk"],
         rustdoc_flags: "",

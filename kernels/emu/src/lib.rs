@@ -1,4 +1,4 @@
-//! Test only: runs the CUDA kernels on the CPU, with the real host code.
+//! Test only: runs the CUDA and the Metal kernels on the CPU, with the real host code. What follows is said of CUDA; [`metal`] has the other.
 //!
 //! The kernels' source is compiled as C++: each CUDA thread is a fibre, blocks run one after the other, warp operations and barriers are rendezvous. Around them
 //! lies a `libcuda.so` with the driver calls that `cudarc` makes. [`install`] loads it before `cudarc` looks for the driver, so that launch
@@ -9,6 +9,8 @@
 //! With `DS4_EMU_SANITIZE=address,undefined` at build time, reads out of bounds too (the process then needs `LD_PRELOAD` of the compiler's `libasan.so`).
 
 pub mod compile;
+pub mod metal;
+pub mod msl;
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;

@@ -1,0 +1,223 @@
+//! The chosen experts over their tokens.
+
+use ds4_kernels::Format;
+
+use crate::activation::Quantized;
+use crate::error::{check, size};
+use crate::matrix::{Rows, Weights};
+use crate::router::{Choices, Groups};
+use crate::{Device, MetalError, Shape, Slice};
+
+/// `EXPERT_SIMDS` of `metal/experts.metal`, times the lanes of a SIMD group.
+const THREADS: u32 = 4 * 32;
+/// Rows of a block where every choice is a group of its own, and where those of an expert are together.
+const ONE_ROWS: usize = 4 * 4;
+const MANY_ROWS: usize = 4;
+
+/// Which choices are computed together: groups, or each by itself where they are few.
+type Together<'a> = Option<Groups<'a>>;
+
+/// What a launch of either kernel takes beside its operands.
+struct Launch<'a> {
+    shape: Shape,
+    order: Slice<'a, u32>,
+    starts: Slice<'a, u32>,
+    experts: Slice<'a, u32>,
+    format: Format,
+    one: bool,
+}
+
+impl<'a> Launch<'a> {
+    fn new(rows: usize, format: Format, choices: Choices<'a>, groups: Together<'a>) -> Self {
+        let (of_block, count) = match groups {
+            None => (ONE_ROWS, choices.experts.len()),
+            Some(groups) => (MANY_ROWS, groups.starts.len() - 1),
+        };
+        Self {
+            shape: Shape::grid(rows.div_ceil(of_block), count, THREADS),
+            // Where choices are alone the kernel reads neither list; a buffer must be there all the same.
+            order: groups.map_or(choices.experts, |groups| groups.order),
+            starts: groups.map_or(choices.experts, |groups| groups.starts),
+            experts: choices.experts,
+            format,
+            one: groups.is_none(),
+        }
+    }
+}
+
+/// `out[choice] = silu(min(gate, clamp)) * clamp(up) * weight` for the choice's expert and token: `[choices][n_ff]`. Matrices of all experts are stacked.
+///
+/// # Errors
+/// When the shapes do not fit or the launch fails.
+#[allow(clippy::too_many_arguments)] // the operands of one fused step
+pub fn gate_up(
+    device: &Device,
+    gate: &Weights,
+    up: &Weights,
+    n_ff: usize,
+    x: Quantized<'_>,
+    choices: Choices<'_>,
+    groups: Together<'_>,
+    clamp: f32,
+    out: Slice<'_, f32>,
+) -> Result<(), MetalError> {
+    const NAME: &str = "gate and up";
+    check(NAME, "columns of x", gate.cols(), x.cols)?;
+    check(NAME, "values per scale of x", gate.format().block_len(), x.block)?;
+    check(NAME, "rows of up", gate.rows(), up.rows())?;
+    check(
+        NAME,
+        "tokens of x",
+        choices.experts.len() / choices.used,
+        x.codes.len() / x.cols,
+    )?;
+    if up.format() != gate.format() {
+        return Err(MetalError::Format {
+            operation: "up with another format than gate",
+            format: up.format(),
+        });
+    }
+    let out = out.exactly(NAME, "out", choices.experts.len() * n_ff)?;
+    let launch = Launch::new(n_ff, gate.format(), choices, groups);
+    let kernel = match (launch.format, launch.one) {
+        (Format::Q8_0, true) => Device::gate_up_q8_0_one,
+        (Format::Q2K, true) => Device::gate_up_q2_k_one,
+        (Format::Q4K, true) => Device::gate_up_q4_k_one,
+        (Format::Iq2Xxs, true) => Device::gate_up_iq2_xxs_one,
+        (Format::Mxfp4, true) => Device::gate_up_mxfp4_one,
+        (Format::Q8_0, false) => Device::gate_up_q8_0_many,
+        (Format::Q2K, false) => Device::gate_up_q2_k_many,
+        (Format::Q4K, false) => Device::gate_up_q4_k_many,
+        (Format::Iq2Xxs, false) => Device::gate_up_iq2_xxs_many,
+        (Format::Mxfp4, false) => Device::gate_up_mxfp4_many,
+        (format, _) => {
+            return Err(MetalError::Format {
+                operation: NAME,
+                format,
+            });
+        }
+    };
+    let (gate, up) = (gate.all(), up.all());
+    kernel(
+        device,
+        launch.shape,
+        gate.bytes.into(),
+        up.bytes.into(),
+        x.codes.into(),
+        x.scales.into(),
+        launch.experts.into(),
+        launch.order.into(),
+        launch.starts.into(),
+        choices.weights.into(),
+        out.into(),
+        size(NAME, "rows", n_ff)?,
+        size(NAME, "columns", gate.cols)?,
+        size(NAME, "experts of a token", choices.used)?,
+        (!launch.one).into(),
+        clamp,
+    )
+}
+
+/// The last product of the chosen experts: `x` and `out` have a row per choice.
+///
+/// # Errors
+/// When the shapes do not fit or the launch fails.
+pub fn down(
+    device: &Device,
+    weights: Rows<'_>,
+    n_embd: usize,
+    x: Quantized<'_>,
+    choices: Choices<'_>,
+    groups: Together<'_>,
+    out: Slice<'_, f32>,
+) -> Result<(), MetalError> {
+    const NAME: &str = "down";
+    check(NAME, "columns of x", weights.cols, x.cols)?;
+    check(NAME, "values per scale of x", weights.format.block_len(), x.block)?;
+    check(
+        NAME,
+        "choices of x",
+        choices.experts.len(),
+        x.codes.len() / x.cols,
+    )?;
+    let out = out.exactly(NAME, "out", choices.experts.len() * n_embd)?;
+    let launch = Launch::new(n_embd, weights.format, choices, groups);
+    let kernel = match (launch.format, launch.one) {
+        (Format::Q8_0, true) => Device::down_q8_0_one,
+        (Format::Q2K, true) => Device::down_q2_k_one,
+        (Format::Q4K, true) => Device::down_q4_k_one,
+        (Format::Iq2Xxs, true) => Device::down_iq2_xxs_one,
+        (Format::Mxfp4, true) => Device::down_mxfp4_one,
+        (Format::Q8_0, false) => Device::down_q8_0_many,
+        (Format::Q2K, false) => Device::down_q2_k_many,
+        (Format::Q4K, false) => Device::down_q4_k_many,
+        (Format::Iq2Xxs, false) => Device::down_iq2_xxs_many,
+        (Format::Mxfp4, false) => Device::down_mxfp4_many,
+        (format, _) => {
+            return Err(MetalError::Format {
+                operation: NAME,
+                format,
+            });
+        }
+    };
+    kernel(
+        device,
+        launch.shape,
+        weights.bytes.into(),
+        x.codes.into(),
+        x.scales.into(),
+        launch.experts.into(),
+        launch.order.into(),
+        launch.starts.into(),
+        out.into(),
+        size(NAME, "rows", n_embd)?,
+        size(NAME, "columns", weights.cols)?,
+        size(NAME, "experts of a token", choices.used)?,
+        (!launch.one).into(),
+        0.0,
+    )
+}
+
+/// The shared expert's activation, in place of `gate`.
+///
+/// # Errors
+/// When the lengths do not fit or the launch fails.
+pub fn swiglu(
+    device: &Device,
+    gate: Slice<'_, f32>,
+    up: Slice<'_, f32>,
+    clamp: f32,
+) -> Result<(), MetalError> {
+    const NAME: &str = "swiglu";
+    let up = up.exactly(NAME, "up", gate.len())?;
+    device.swiglu(
+        Shape::threads(gate.len(), 256),
+        gate.into(),
+        up.into(),
+        size(NAME, "values", gate.len())?,
+        clamp,
+    )
+}
+
+/// Adds the routed experts' outputs, `[tokens][used][width]`, to the shared one's, `[tokens][width]`.
+///
+/// # Errors
+/// When the lengths do not fit or the launch fails.
+pub fn combine(
+    device: &Device,
+    shared: Slice<'_, f32>,
+    parts: Slice<'_, f32>,
+    used: usize,
+    width: usize,
+) -> Result<(), MetalError> {
+    const NAME: &str = "combine experts";
+    let parts = parts.exactly(NAME, "parts", shared.len() * used)?;
+    device.combine_experts(
+        Shape::threads(shared.len(), 256),
+        shared.into(),
+        parts.into(),
+        size(NAME, "values", shared.len())?,
+        size(NAME, "experts of a token", used)?,
+        size(NAME, "width", width)?,
+    )
+}

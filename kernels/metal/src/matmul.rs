@@ -1,0 +1,124 @@
+//! Products of weights and activations.
+
+use ds4_kernels::Format;
+
+use crate::activation::Quantized;
+use crate::error::check;
+use crate::matrix::Rows;
+use crate::{Device, MetalError, Shape, Slice};
+
+/// `MATMUL_SIMDS` of `metal/matmul.metal`, times the lanes of a SIMD group.
+const THREADS: u32 = 4 * 32;
+/// Rows of a block of the kernels for one token.
+const VEC_ROWS: usize = 4 * 4;
+/// Rows of a block of the others, and their tokens.
+const MUL_ROWS: usize = 4;
+const MUL_TOKENS: usize = 8;
+/// Tokens of a block of the kernels for floats.
+const FLOAT_TOKENS: usize = 4;
+
+/// `y[token][row] = weights[row] . x[token]`, quantised weights with activations in their blocks.
+///
+/// # Errors
+/// When shapes or formats do not fit, or the launch fails.
+pub fn quantized(
+    device: &Device,
+    weights: Rows<'_>,
+    x: Quantized<'_>,
+    y: Slice<'_, f32>,
+) -> Result<(), MetalError> {
+    const NAME: &str = "matmul";
+    check(NAME, "columns of x", weights.cols, x.cols)?;
+    check(NAME, "values per scale of x", weights.format.block_len(), x.block)?;
+    let tokens = x.codes.len() / x.cols;
+    let y = y.exactly(NAME, "y", tokens * weights.rows)?;
+    let shape = if tokens == 1 {
+        Shape::blocks(weights.rows.div_ceil(VEC_ROWS), THREADS)
+    } else {
+        Shape::grid(
+            weights.rows.div_ceil(MUL_ROWS),
+            tokens.div_ceil(MUL_TOKENS),
+            THREADS,
+        )
+    };
+    let launch = match (weights.format, tokens) {
+        (Format::Q8_0, 1) => Device::matvec_q8_0,
+        (Format::Q2K, 1) => Device::matvec_q2_k,
+        (Format::Q4K, 1) => Device::matvec_q4_k,
+        (Format::Iq2Xxs, 1) => Device::matvec_iq2_xxs,
+        (Format::Mxfp4, 1) => Device::matvec_mxfp4,
+        (Format::Q8_0, _) => Device::matmul_q8_0,
+        (Format::Q2K, _) => Device::matmul_q2_k,
+        (Format::Q4K, _) => Device::matmul_q4_k,
+        (Format::Iq2Xxs, _) => Device::matmul_iq2_xxs,
+        (Format::Mxfp4, _) => Device::matmul_mxfp4,
+        (format, _) => {
+            return Err(MetalError::Format {
+                operation: NAME,
+                format,
+            });
+        }
+    };
+    let (rows, cols, tokens) = sizes(weights, tokens);
+    launch(
+        device,
+        shape,
+        weights.bytes.into(),
+        x.codes.into(),
+        x.scales.into(),
+        y.into(),
+        rows,
+        cols,
+        tokens,
+    )
+}
+
+/// The same for `F32` and `F16` weights with activations as they are.
+///
+/// # Errors
+/// As [`quantized`].
+pub fn floats(
+    device: &Device,
+    weights: Rows<'_>,
+    x: Slice<'_, f32>,
+    y: Slice<'_, f32>,
+) -> Result<(), MetalError> {
+    const NAME: &str = "matmul of floats";
+    let tokens = x.len() / weights.cols;
+    let x = x.exactly(NAME, "x", tokens * weights.cols)?;
+    let y = y.exactly(NAME, "y", tokens * weights.rows)?;
+    let of_block = if tokens == 1 { 1 } else { FLOAT_TOKENS };
+    let shape = Shape::grid(
+        weights.rows.div_ceil(MUL_ROWS),
+        tokens.div_ceil(of_block),
+        THREADS,
+    );
+    let launch = match (weights.format, tokens) {
+        (Format::F32, 1) => Device::matvec_f32,
+        (Format::F16, 1) => Device::matvec_f16,
+        (Format::F32, _) => Device::matmul_f32,
+        (Format::F16, _) => Device::matmul_f16,
+        (format, _) => {
+            return Err(MetalError::Format {
+                operation: NAME,
+                format,
+            });
+        }
+    };
+    let (rows, cols, tokens) = sizes(weights, tokens);
+    launch(
+        device,
+        shape,
+        weights.bytes.into(),
+        x.into(),
+        y.into(),
+        rows,
+        cols,
+        tokens,
+    )
+}
+
+#[allow(clippy::cast_possible_truncation)] // the config bounds every dimension below 2^24, and chunks are shorter
+const fn sizes(weights: Rows<'_>, tokens: usize) -> (u32, u32, u32) {
+    (weights.rows as u32, weights.cols as u32, tokens as u32)
+}
