@@ -77,12 +77,14 @@ pub(crate) enum Command {
 /// Where a model is computed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub(crate) enum BackendArgument {
-    /// A CUDA device when the driver and its kernels are there, else the CPU; the log says which and why.
+    /// A device when there is one, else the CPU; the log says which and why: Metal on a Mac, elsewhere CUDA.
     Auto,
     /// The processor.
     Cpu,
     /// A CUDA device, or an error that says what is missing.
     Cuda,
+    /// The GPU of a Mac, or an error that says what is missing.
+    Metal,
 }
 
 impl BackendArgument {
@@ -92,6 +94,7 @@ impl BackendArgument {
             Self::Auto => "auto",
             Self::Cpu => "cpu",
             Self::Cuda => "cuda",
+            Self::Metal => "metal",
         }
     }
 }

@@ -6,10 +6,11 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use ds4_gguf::{Gguf, LayerSpan, ModelConfig};
 use ds4_kernels_cpu::Cpu;
-use ds4_kernels_cuda::{CudaError, Device};
+use ds4_kernels_cuda::CudaError;
 use ds4_model::memory::{self, Need};
 use ds4_model::{Graph, ModelSlice, Numerics};
 use ds4_model_cuda::CudaSlice;
+use ds4_model_metal::MetalSlice;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::args::{BackendArgument, ComputeArguments};
@@ -38,9 +39,9 @@ pub(crate) fn load(
 ) -> Result<Arc<dyn ModelSlice>> {
     ds4_fetch::ensure_covers(&model.gguf, &model.config, span)?;
     let named = || compute.model.display().to_string();
-    let device = device(compute)?;
-    if device.is_none() {
-        // A device has memory of its own, which it is asked for below.
+    let place = place(compute)?;
+    if matches!(place, Place::Cpu) {
+        // A device is asked for its memory below.
         let tokens = tokens.min(model.config.context_length as u64);
         Need::of(&model.gguf, &model.config, compute.numerics, span, tokens)
             .with_context(named)?
@@ -53,11 +54,14 @@ pub(crate) fn load(
         report(done * 100 / total.max(1));
     };
     let (gguf, numerics) = (&model.gguf, compute.numerics);
-    let slice: Arc<dyn ModelSlice> = match device {
-        Some(device) => {
+    let slice: Arc<dyn ModelSlice> = match place {
+        Place::Cuda(device) => {
             Arc::new(CudaSlice::load(gguf, span, numerics, device, &mut progress).with_context(named)?)
         }
-        None => {
+        Place::Metal(device) => {
+            Arc::new(MetalSlice::load(gguf, span, numerics, device, &mut progress).with_context(named)?)
+        }
+        Place::Cpu => {
             let cpu = Cpu::new(compute.threads, None)?;
             Arc::new(Graph::load(gguf, span, numerics, cpu, &mut progress).with_context(named)?)
         }
@@ -68,28 +72,48 @@ pub(crate) fn load(
     Ok(slice)
 }
 
-/// The CUDA device to compute on; none for the CPU. What was found, or what is missing, is logged.
-fn device(compute: &ComputeArguments) -> Result<Option<Arc<Device>>> {
+/// Where to compute.
+enum Place {
+    Cpu,
+    Cuda(Arc<ds4_kernels_cuda::Device>),
+    Metal(Arc<ds4_kernels_metal::Device>),
+}
+
+/// The device that `--backend` asks for. What was found, or what is missing, is logged.
+fn place(compute: &ComputeArguments) -> Result<Place> {
     let reference = compute.numerics != Numerics::Canonical;
-    if compute.backend == BackendArgument::Cpu || (compute.backend == BackendArgument::Auto && reference) {
-        return Ok(None);
+    match compute.backend {
+        BackendArgument::Cpu => Ok(Place::Cpu),
+        BackendArgument::Cuda => cuda(compute.cuda_device).context("--backend cuda"),
+        BackendArgument::Metal => metal().context("--backend metal"),
+        BackendArgument::Auto if reference => Ok(Place::Cpu),
+        BackendArgument::Auto if cfg!(target_os = "macos") => metal().or_else(|error| Ok(instead(&error))),
+        BackendArgument::Auto => cuda(compute.cuda_device).or_else(|error| {
+            if matches!(error, CudaError::NoDriver) {
+                tracing::debug!(%error, "computing on the CPU");
+                return Ok(Place::Cpu);
+            }
+            Ok(instead(&error))
+        }),
     }
-    match (Device::open(compute.cuda_device), compute.backend) {
-        (Ok(device), _) => {
-            tracing::info!(device = %device.facts(), "CUDA device found");
-            Ok(Some(Arc::new(device)))
-        }
-        (Err(error), BackendArgument::Cuda) => Err(error).context("--backend cuda"),
-        (Err(error @ CudaError::NoDriver), _) => {
-            tracing::debug!(%error, "computing on the CPU");
-            Ok(None)
-        }
-        // A machine with a GPU whose owner would not expect the CPU.
-        (Err(error), _) => {
-            tracing::warn!(%error, "computing on the CPU; --backend cpu says so without asking the driver");
-            Ok(None)
-        }
-    }
+}
+
+/// The CPU of a machine with a GPU, whose owner would not expect that.
+fn instead(error: &dyn std::error::Error) -> Place {
+    tracing::warn!(%error, "computing on the CPU; --backend cpu says so without asking for a device");
+    Place::Cpu
+}
+
+fn cuda(ordinal: usize) -> Result<Place, CudaError> {
+    let device = ds4_kernels_cuda::Device::open(ordinal)?;
+    tracing::info!(device = %device.facts(), "CUDA device found");
+    Ok(Place::Cuda(Arc::new(device)))
+}
+
+fn metal() -> Result<Place, ds4_kernels_metal::MetalError> {
+    let device = ds4_kernels_metal::Device::open()?;
+    tracing::info!(device = %device.facts(), "Metal device found");
+    Ok(Place::Metal(Arc::new(device)))
 }
 
 /// A bar in bytes on a terminal, nothing elsewhere.

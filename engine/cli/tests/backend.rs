@@ -57,3 +57,35 @@ fn cuda_needs_a_driver_and_gives_the_bits_of_the_cpu() {
         );
     }
 }
+
+#[test]
+#[cfg(not(target_os = "macos"))]
+fn metal_says_that_it_needs_a_mac() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    let made = ds4(at, false, &["synth", "--preset", "micro", "--out", "m.gguf"]);
+    assert!(made.status.success());
+    std::fs::write(at.join("t.json"), "[1, 5]").unwrap();
+    let refused = ds4(
+        at,
+        false,
+        &[
+            "logits",
+            "--model",
+            "m.gguf",
+            "--tokens",
+            "t.json",
+            "--out",
+            "l.f32",
+            "--backend",
+            "metal",
+        ],
+    );
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(
+        !refused.status.success()
+            && said.contains("--backend metal: Metal: expected macOS on Apple silicon, found linux"),
+        "{said}"
+    );
+    assert!(!at.join("l.f32").exists(), "nothing was computed elsewhere");
+}
