@@ -6,6 +6,7 @@ pub mod cluster;
 pub mod demo;
 pub mod fatbin;
 pub mod formats;
+pub mod fuzz;
 pub mod images;
 pub mod journey;
 pub mod oracle;
