@@ -6,9 +6,12 @@ mod child;
 mod ds4;
 mod engine;
 mod growth;
+mod handoff;
 mod llama;
 mod machine;
+mod pipeline;
 mod plot;
+mod pods;
 mod report;
 
 use anyhow::Result;
@@ -22,6 +25,14 @@ pub enum Bench {
         after_help = "Examples:\n  cargo xtask bench engine --quick                     a few minutes, one round: is it about right?\n  cargo xtask bench engine --json engine.json          the whole comparison, three interleaved rounds\n  cargo xtask bench engine --only decode,batch         these parts again\n  cargo xtask bench engine --ds4 ../ds4                with antirez/ds4's CPU path, from a checkout of it\n  cargo xtask bench engine --threads 8 --pin 0-7 --model flash.gguf\n\nThe report (Markdown, JSON, SVG) lies in .cache/bench/engine afterwards."
     )]
     Engine(engine::Engine),
+    /// Bytes, tail, throughput and memory of a handoff beside a raw TCP stream; decode after it beside a local session; how soon a stage stops.
+    #[command(
+        after_help = "The stage is a process of its own, with Flash's KV layout and narrow elsewhere. The report (Markdown, JSON) lies in .cache/bench/handoff."
+    )]
+    Handoff(handoff::Handoff),
+    /// Prefill by two and three stages of one core each, beside one process on one core.
+    #[command(after_help = "The report (Markdown, JSON) lies in .cache/bench/pipeline.")]
+    Pipeline(pipeline::Pipeline),
 }
 
 impl Bench {
@@ -32,6 +43,8 @@ impl Bench {
     pub fn run(self) -> Result<()> {
         match self {
             Self::Engine(engine) => engine.run(),
+            Self::Handoff(handoff) => handoff.run(),
+            Self::Pipeline(pipeline) => pipeline.run(),
         }
     }
 }

@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand, ValueEnum};
 use xtask::bench::Bench;
 use xtask::cluster::{self, Cluster, Provider};
+use xtask::fuzz::{self, Target};
 use xtask::images::{self, Name};
 use xtask::sanitize::{self, Tool};
 use xtask::{darwin, demo, fatbin, formats, journey, oracle, processes, sdk, steps};
@@ -58,6 +59,18 @@ enum Xtask {
         /// Fewer and smaller cases, as CI runs them.
         #[arg(long)]
         short: bool,
+    },
+    /// Searches for bytes that the decoders of KV frames, session files and descriptions do not take well, guided by coverage.
+    Fuzz {
+        /// Only these.
+        #[arg(long = "target", value_name = "TARGET")]
+        targets: Vec<Target>,
+        /// For so long, each.
+        #[arg(long, default_value_t = 10, value_name = "N")]
+        minutes: u64,
+        /// Keeps in the repository's corpus what covers more than is there.
+        #[arg(long)]
+        merge: bool,
     },
     /// Takes a user's way through a fresh cluster, and what an operator has to live through, under a load of requests.
     Journey {
@@ -196,6 +209,11 @@ fn run(command: Xtask) -> Result<()> {
         Xtask::Formats { seed } => formats::run(seed),
         Xtask::Oracle { golden } => oracle::run(golden),
         Xtask::Sanitize { tools, short } => sanitize::run(&tools, short),
+        Xtask::Fuzz {
+            targets,
+            minutes,
+            merge,
+        } => fuzz::run(&targets, minutes, merge),
         Xtask::Journey { list: true, .. } => journey::list(),
         Xtask::Journey {
             all, only, cluster, ..

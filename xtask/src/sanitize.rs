@@ -154,7 +154,7 @@ fn log(name: &str) -> PathBuf {
 }
 
 /// With a named target, build scripts and macros are left alone.
-fn host() -> Result<String> {
+pub(crate) fn host() -> Result<String> {
     let version = process::output(Command::new("rustc").arg("-vV"))?;
     let host = version.lines().find_map(|line| line.strip_prefix("host: "));
     Ok(host.context("rustc -vV names no host")?.to_owned())

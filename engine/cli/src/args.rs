@@ -9,7 +9,7 @@ use ds4_model::Numerics;
 use ds4_synth::{Experts, Preset};
 use ds4_telemetry::LogFormat;
 
-pub(crate) use bench::{Bench, BenchServeArguments};
+pub(crate) use bench::{Bench, BenchPolicyArguments, BenchServeArguments};
 
 /// Disaggregated serving of DeepSeek V4 Flash.
 #[derive(Debug, Parser)]

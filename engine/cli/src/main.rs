@@ -39,6 +39,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Logits(arguments) => wait_for(commands::logits::run(arguments)),
         Command::Run(arguments) => wait_for(commands::run::run(arguments)),
         Command::Chat(arguments) => wait_for(commands::chat::run(arguments)),
+        Command::Bench(Bench::Policy(arguments)) => commands::bench_policy::run(&arguments),
         Command::Bench(Bench::Serve(arguments)) => wait_for(commands::bench_serve::run(arguments)),
         Command::Stage(arguments) => wait_for(commands::stage::run(arguments)),
         Command::Serve(arguments) => wait_for(commands::serve::run(arguments)),

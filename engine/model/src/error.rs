@@ -32,6 +32,9 @@ pub enum ModelError {
         /// The value.
         found: String,
     },
+    /// The pass was told to end; the KV may hold rows of some layers and not of others, and only going back to a checkpoint makes it sound.
+    #[error("stopped: nobody waits for the result")]
+    Stopped,
     /// A token id that the vocabulary lacks.
     #[error("token {at}: expected an id below {vocabulary}, found {found}")]
     Token {

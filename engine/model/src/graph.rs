@@ -8,7 +8,7 @@ use ds4_kernels::ops::rope::{Rope, Yarn};
 use crate::layer::{Hyper, Layer};
 use crate::matrix::{Weight, vector};
 use crate::pass::Pass;
-use crate::{Hidden, KvLayout, ModelError, ModelSlice, Numerics, Part, SliceInfo};
+use crate::{Hidden, KvLayout, ModelError, ModelSlice, Numerics, Part, SliceInfo, stop};
 
 /// Tokens that go through all layers together: bounds the memory of a long chunk's activations. Weights are read once per so many tokens,
 /// which is little beside the arithmetic on them.
@@ -127,15 +127,19 @@ impl<B: Backend> Graph<B> {
     }
 
     /// All layers of the parts' KV over all their tokens.
-    fn pass(&self, parts: &mut [Part<'_>], streams: &mut [f32]) {
+    fn pass(&self, parts: &mut [Part<'_>], streams: &mut [f32]) -> Result<(), ModelError> {
         let Some(layers) = parts.first().map(|part| part.kv.span().layers()) else {
-            return;
+            return Ok(());
         };
         let mut pass = Pass::new(parts, &self.rope, &self.rope_compressed);
         for number in layers {
+            if stop::requested() {
+                return Err(ModelError::Stopped);
+            }
             self.layer(number, &mut pass, streams);
         }
         pass.advance();
+        Ok(())
     }
 
     pub(crate) fn normalise(&self, rows: &mut [f32], weight: &[f32]) {
@@ -199,13 +203,12 @@ impl<B: Backend> ModelSlice for Graph<B> {
         self.info.check_hidden(hidden, tokens)?;
         let (width, mut streams) = (hidden.width(), hidden.as_mut_slice());
         if tokens <= PASS {
-            self.pass(parts, streams);
-            return Ok(());
+            return self.pass(parts, streams);
         }
         for part in parts {
             for tokens in part.tokens.chunks(PASS) {
                 let (chunk, rest) = streams.split_at_mut(tokens.len() * width);
-                self.pass(&mut [Part { tokens, kv: part.kv }], chunk);
+                self.pass(&mut [Part { tokens, kv: part.kv }], chunk)?;
                 streams = rest;
             }
         }

@@ -26,6 +26,7 @@ pub mod sampling;
 mod select;
 mod slice;
 mod staging;
+pub mod stop;
 mod token_hash;
 
 /// Small tensors as numbers, for back ends that load the file themselves.

@@ -105,6 +105,7 @@ pub trait ModelSlice: Send + Sync {
     ///
     /// # Errors
     /// When the slice does not own the layers of a part, parts have different layers, or `hidden` has another shape. Nothing was changed then.
+    /// [`ModelError::Stopped`] when [`stop`](crate::stop) asks for it: then the KV must go back to a checkpoint, or away.
     fn forward_batch(&self, parts: &mut [Part<'_>], hidden: &mut Hidden) -> Result<(), ModelError>;
 
     /// Runs the layers of `kv` over tokens at its frontier; changes `hidden` in place and extends `kv`.

@@ -2,6 +2,11 @@
 
 use ds4_model::{Hidden, Kv, ModelError, ModelSlice, TokenHash};
 
+use crate::planted::{self, Bug};
+
+/// Tokens of the last chunk, where that is split. Flash's rows of 32 tokens and 22 layers are at most 2.4 MB, states included.
+const TAIL: usize = 32;
+
 /// Tokens at a position, with their residual streams once a stage has computed them.
 #[derive(Clone, Debug)]
 pub(crate) struct Chunk {
@@ -13,7 +18,8 @@ pub(crate) struct Chunk {
 }
 
 impl Chunk {
-    /// Splits a prompt from `from` on. No chunk crosses `held`, from where on the output pod lacks the rows.
+    /// Splits a prompt from `from` on. No chunk crosses `held`, from where on the output pod lacks the rows. The last tokens are a chunk of
+    /// their own: only its rows are left to hand over, and only it passes the stages one after the other, when everything else is done.
     pub(crate) fn split(prompt: &[u32], from: usize, held: usize, chunk_tokens: usize) -> Vec<Self> {
         let edge = held.clamp(from, prompt.len());
         let mut hash = TokenHash::of(&prompt[..from]);
@@ -30,7 +36,16 @@ impl Chunk {
             start += tokens.len() as u64;
             chunk
         };
-        let parts = [&prompt[from..edge], &prompt[edge..]];
+        let new = prompt.len() - edge;
+        let last = new % chunk_tokens.max(1);
+        let last = if last == 0 { chunk_tokens.min(new) } else { last };
+        // A chunk that is hardly longer is not worth another message.
+        let tail = if last > 2 * TAIL {
+            prompt.len() - TAIL
+        } else {
+            prompt.len()
+        };
+        let parts = [&prompt[from..edge], &prompt[edge..tail], &prompt[tail..]];
         parts
             .into_iter()
             .flat_map(|part| part.chunks(chunk_tokens))
@@ -43,7 +58,7 @@ impl Chunk {
         if self.start != kv.frontier() {
             return Err(("frontier", kv.frontier().to_string(), self.start.to_string()));
         }
-        if self.hash_before != kv.hash() {
+        if self.hash_before != kv.hash() && !planted::is(Bug::HashUnchecked) {
             return Err(("token hash", kv.hash().to_string(), self.hash_before.to_string()));
         }
         Ok(())
@@ -85,5 +100,13 @@ mod tests {
             .collect();
         assert_eq!(places, [(3, 2, false), (5, 4, false), (9, 1, true)]);
         assert_eq!(resumed[1].hash_before, TokenHash::of(&prompt[..5]));
+        let long: Vec<u32> = (0..300).collect();
+        let sizes = |chunk| {
+            let chunks = Chunk::split(&long, 0, 0, chunk);
+            chunks.iter().map(|chunk| chunk.tokens.len()).collect::<Vec<_>>()
+        };
+        assert_eq!(sizes(128), [128, 128, 44], "short enough");
+        assert_eq!(sizes(100), [100, 100, 68, 32], "the last chunk is short");
+        assert_eq!(sizes(512), [268, 32]);
     }
 }

@@ -3,10 +3,11 @@
 //! Jobs of all sessions run in the order in which they come. A session asks for its next chunk or token only when it has the last one, so
 //! sessions alternate: none waits for more than one job of every other.
 
+use ds4_model::stop;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::mpsc;
-
-use tokio::sync::oneshot;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use tokio::sync::{mpsc, oneshot};
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -18,17 +19,16 @@ pub(crate) struct Lost;
 /// Handle to the thread, which ends with the last handle.
 #[derive(Clone, Debug)]
 pub(crate) struct Compute {
-    jobs: mpsc::Sender<Job>,
+    jobs: mpsc::UnboundedSender<Job>,
 }
 
 impl Compute {
     /// Starts the thread.
     pub(crate) fn start() -> Self {
-        let (jobs, queue) = mpsc::channel::<Job>();
+        let (jobs, mut queue) = mpsc::unbounded_channel::<Job>();
         let work = move || {
-            for job in queue {
-                // The caller sees its result missing; other sessions go on.
-                let _ = catch_unwind(AssertUnwindSafe(job));
+            while let Some(job) = queue.blocking_recv() {
+                work_off(job);
             }
         };
         let started = std::thread::Builder::new().name("ds4-compute".into()).spawn(work);
@@ -39,22 +39,38 @@ impl Compute {
         Self { jobs }
     }
 
+    /// In place of the thread a task, whose jobs take no time but the pauses between them: for tests that turn the clock.
+    #[cfg(test)]
+    pub(crate) fn simulated(pause: impl Fn() -> std::time::Duration + Send + 'static) -> Self {
+        let (jobs, mut queue) = mpsc::unbounded_channel::<Job>();
+        tokio::spawn(async move {
+            while let Some(job) = queue.recv().await {
+                tokio::time::sleep(pause()).await;
+                work_off(job);
+            }
+        });
+        Self { jobs }
+    }
+
     /// Runs `work` when its turn comes, whoever waits for it.
     pub(crate) fn send(&self, work: impl FnOnce() + Send + 'static) {
         // Without the thread there is nothing left to work on.
         let _ = self.jobs.send(Box::new(work));
     }
 
-    /// Runs `work` when its turn comes; not at all when the caller has gone by then.
+    /// Runs `work` when its turn comes; not at all when the caller has gone by then. When it goes meanwhile, the model ends after the layer
+    /// that it is in.
     pub(crate) async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Lost> {
         let (done, result) = oneshot::channel();
+        let stop = StopOnDrop::default();
+        let flag = Arc::clone(&stop.0);
         let job = move || {
             if !done.is_closed() {
                 // A caller that went meanwhile does not need the result.
-                let _ = done.send(work());
+                let _ = done.send(stop::until(&flag, work));
             }
         };
         self.jobs.send(Box::new(job)).map_err(|_| Lost)?;
@@ -62,11 +78,52 @@ impl Compute {
     }
 }
 
+/// Tells the work that nobody waits for it any more.
+#[derive(Default)]
+struct StopOnDrop(Arc<AtomicBool>);
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// The caller of a job that panics sees its result missing; other sessions go on.
+fn work_off(job: Job) {
+    let _ = catch_unwind(AssertUnwindSafe(job));
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::{Arc, Mutex};
 
     use super::*;
+
+    #[tokio::test]
+    async fn work_whose_caller_has_gone_is_told_to_end() {
+        let compute = Compute::start();
+        let (begun, has_begun) = oneshot::channel();
+        let (ended, has_ended) = oneshot::channel();
+        let work = move || {
+            begun.send(()).expect("the test waits");
+            while !stop::requested() {
+                std::thread::yield_now();
+            }
+            ended.send(()).expect("the test waits");
+        };
+        let runs = compute.run(work);
+        tokio::select! {
+            biased;
+            _ = runs => panic!("it ends only when told"),
+            begun = has_begun => begun.expect("it runs"),
+        }
+        has_ended.await.expect("told");
+        assert_eq!(
+            compute.run(stop::requested).await.ok(),
+            Some(false),
+            "others are not"
+        );
+    }
 
     #[tokio::test]
     async fn jobs_run_in_the_order_in_which_they_come_and_a_panic_harms_only_its_own() {

@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 use tracing::Span;
 
 use crate::EngineError;
+use crate::route::HandoffReport;
 
 /// What to generate.
 #[derive(Debug)]
@@ -100,6 +101,31 @@ pub struct Timings {
     pub decode: Duration,
 }
 
+/// What the stages handed over, all of them together.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Handed {
+    /// Bytes of rows.
+    pub bytes: u64,
+    /// From the first frame to the last, of the longest handoff.
+    pub duration: Duration,
+    /// Of the bytes, those that were sent after a stage had computed its last chunk.
+    pub tail_bytes: u64,
+    /// From then until everything was sent, on the stage where that took longest.
+    pub tail: Duration,
+}
+
+impl Handed {
+    pub(crate) fn of(handoffs: &[HandoffReport]) -> Self {
+        let longest = |of: fn(&HandoffReport) -> Duration| handoffs.iter().map(of).max();
+        Self {
+            bytes: handoffs.iter().map(|handoff| handoff.bytes).sum(),
+            duration: longest(|handoff| handoff.duration).unwrap_or_default(),
+            tail_bytes: handoffs.iter().map(|handoff| handoff.tail_bytes).sum(),
+            tail: longest(|handoff| handoff.tail).unwrap_or_default(),
+        }
+    }
+}
+
 /// How a request ended.
 #[derive(Clone, Copy, Debug)]
 pub struct Finished {
@@ -109,6 +135,8 @@ pub struct Finished {
     pub timings: Timings,
     /// Prompt tokens that were not computed again.
     pub cached_tokens: u32,
+    /// What the stages handed over.
+    pub handed: Handed,
 }
 
 /// What happens to a request, in order.

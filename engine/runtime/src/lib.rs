@@ -8,10 +8,17 @@ mod describe;
 mod engine;
 mod error;
 mod frames;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod generate;
+mod host;
 mod net;
+mod planted;
 mod route;
 mod shards;
+#[cfg(test)]
+mod sim;
 mod stage;
 mod store;
 
@@ -19,7 +26,7 @@ pub use describe::{Identity, Incompatible};
 pub use engine::{Adaptive, Choice, Demand, Reason, Way};
 pub use engine::{Engine, EngineOptions, EngineStatus, LogitsReport, OnFailure, Policy};
 pub use error::{EngineError, RouteError};
-pub use generate::{Decision, Event, FinishReason, Finished, Generate, Generation, Timings};
+pub use generate::{Decision, Event, FinishReason, Finished, Generate, Generation, Handed, Timings};
 pub use net::{Dialer, Tls, TlsError};
 pub use route::{HandoffReport, Route, RouteOptions, RouteState};
 pub use stage::{StageOptions, StageServer};

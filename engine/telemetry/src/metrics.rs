@@ -4,7 +4,7 @@ use std::sync::LazyLock;
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
-use prometheus_client::metrics::counter::Counter;
+pub use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
@@ -24,6 +24,15 @@ pub struct ReasonLabel {
     pub reason: String,
 }
 
+/// Which bytes: of connections to stages.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct WireLabel {
+    /// `control`, `kv` or `hop`.
+    pub link: String,
+    /// `sent` or `received`, by the side that dialled.
+    pub direction: String,
+}
+
 /// All metrics of the engine.
 #[derive(Debug)]
 pub struct Metrics {
@@ -34,6 +43,8 @@ pub struct Metrics {
     pub handoff_seconds: Histogram,
     /// KV bytes received.
     pub handoff_bytes: Counter,
+    /// Bytes of connections to stages, with all that HTTP/2 and TLS add.
+    pub wire_bytes: Family<WireLabel, Counter>,
     /// Handoffs that did not complete.
     pub handoff_failures: Family<ReasonLabel, Counter>,
     /// Prompt tokens computed.
@@ -128,6 +139,12 @@ impl Metrics {
             "KV bytes received",
             Counter::clone(&handoff_bytes),
         );
+        let wire_bytes = Family::default();
+        registry.register(
+            "ds4_wire_bytes",
+            "Bytes of connections to stages, HTTP/2 and TLS included",
+            Family::clone(&wire_bytes),
+        );
         let handoff_failures = Family::default();
         registry.register(
             "ds4_kv_handoff_failures",
@@ -190,6 +207,7 @@ impl Metrics {
             requests,
             handoff_seconds,
             handoff_bytes,
+            wire_bytes,
             handoff_failures,
             prompt_tokens,
             generated_tokens,

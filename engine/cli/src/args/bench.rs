@@ -1,4 +1,4 @@
-//! `ds4 bench`: a model by its file or, as `ds4 bench serve`, a server by its address.
+//! `ds4 bench`: a model by its file; as `ds4 bench serve`, a server by its address; as `ds4 bench policy`, the choice of the way by a trace.
 
 use std::path::PathBuf;
 
@@ -12,9 +12,11 @@ use super::{BenchArguments, ServerArguments};
 pub(crate) enum Bench {
     Engine(BenchArguments),
     Serve(BenchServeArguments),
+    Policy(BenchPolicyArguments),
 }
 
 const SERVE: &str = "serve";
+const POLICY: &str = "policy";
 
 /// The flags of the one and the subcommand of the other exclude each other; derive cannot say that, since --model is required of the one only.
 impl Args for Bench {
@@ -22,8 +24,12 @@ impl Args for Bench {
         let serve = Command::new(SERVE)
             .about("Send requests to a server and show how long they took")
             .after_help("Examples:\n  ds4 bench serve --requests 64 --concurrency 8 --prompt-tokens 2000 --output-tokens 128\n  ds4 bench serve --rate 2 --slo-ttft 2s --slo-itl 50ms --csv runs.csv --svg runs.svg");
+        let policy = Command::new(POLICY)
+            .about("Replay turns through the policy that chooses between here and the route, beside hindsight")
+            .after_help("A trace has a line for each turn: tokens,replay,local_seconds,route_seconds. Without one an example is made, with a route\nthat becomes slow for a while.\n\nExamples:\n  ds4 bench policy\n  ds4 bench policy --trace turns.csv --json");
         BenchArguments::augment_args(command)
             .subcommand(BenchServeArguments::augment_args(serve))
+            .subcommand(BenchPolicyArguments::augment_args(policy))
             .args_conflicts_with_subcommands(true)
             .subcommand_negates_reqs(true)
     }
@@ -37,6 +43,7 @@ impl FromArgMatches for Bench {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, Error> {
         match matches.subcommand() {
             Some((SERVE, matches)) => BenchServeArguments::from_arg_matches(matches).map(Self::Serve),
+            Some((POLICY, matches)) => BenchPolicyArguments::from_arg_matches(matches).map(Self::Policy),
             _ => BenchArguments::from_arg_matches(matches).map(Self::Engine),
         }
     }
@@ -45,6 +52,22 @@ impl FromArgMatches for Bench {
         *self = Self::from_arg_matches(matches)?;
         Ok(())
     }
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct BenchPolicyArguments {
+    /// The turns, a CSV file [default: an example that is made].
+    #[arg(long, value_name = "FILE")]
+    pub(crate) trace: Option<PathBuf>,
+    /// Fewest tokens that go over the route.
+    #[arg(long, default_value_t = 512, value_name = "N")]
+    pub(crate) min_prompt_tokens: u64,
+    /// Equal seeds give equal examples.
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub(crate) seed: u64,
+    /// Print one JSON object instead of text.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -110,6 +133,10 @@ mod tests {
         assert!(matches!(
             parsed("ds4 bench serve --rate 2").expect("sound"),
             Command::Bench(Bench::Serve(_))
+        ));
+        assert!(matches!(
+            parsed("ds4 bench policy --json").expect("sound"),
+            Command::Bench(Bench::Policy(_))
         ));
         assert!(parsed("ds4 bench").is_err() && parsed("ds4 bench --model x serve").is_err());
     }

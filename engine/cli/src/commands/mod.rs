@@ -1,6 +1,7 @@
 //! The commands, one file each.
 
 pub(crate) mod bench;
+pub(crate) mod bench_policy;
 pub(crate) mod bench_serve;
 pub(crate) mod chat;
 pub(crate) mod fetch;

@@ -1,7 +1,12 @@
 //! Sessions that go on: what a receiver lacks, and the way back.
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
 use ds4_gguf::{IndexerConfig, LayerSpan, ModelConfig};
-use ds4_model::{CompleteKv, Kv, KvError, KvKind, KvLayout, KvStaging, ModelSlice, Numerics, TokenHash};
+use ds4_model::{
+    CompleteKv, Kv, KvError, KvKind, KvLayout, KvStaging, ModelError, ModelSlice, Numerics, TokenHash, stop,
+};
 
 use crate::support::{config, empty, graph, run, tokens};
 
@@ -36,6 +41,31 @@ fn send(whole: &Kv, base: &mut Kv) -> Result<u64, KvError> {
     }
     staging.commit_onto(base, whole.frontier(), whole.hash())?;
     Ok(bytes)
+}
+
+#[test]
+fn a_stopped_pass_computes_no_further_layer_and_its_session_can_go_back() {
+    let (slice, tokens) = (graph(Numerics::Canonical), tokens(260));
+    let before = at(&*slice, &tokens[..131]);
+    let checkpoint = before.checkpoint();
+    let mut kv = before.clone();
+    let flag = Arc::new(AtomicBool::new(true));
+    let mut hidden = slice.embed(&tokens[131..]).unwrap();
+    let untouched = hidden.clone();
+    let stopped = stop::until(&flag, || slice.forward(&tokens[131..], &mut hidden, &mut kv));
+    assert!(matches!(stopped, Err(ModelError::Stopped)), "{stopped:?}");
+    assert_eq!((&hidden, &kv), (&untouched, &before), "not a layer more");
+    // In the middle of the layers: those of the first half have come further.
+    let half = LayerSpan { last: 1, ..ALL };
+    let mut parts = CompleteKv::assemble(before.layout(), vec![kv])
+        .unwrap()
+        .split(&[half, LayerSpan { first: 2, ..ALL }]);
+    slice.forward(&tokens[131..], &mut hidden, &mut parts[0]).unwrap();
+    for part in &mut parts {
+        part.rewind(&checkpoint).unwrap();
+    }
+    let back = CompleteKv::assemble(before.layout(), parts).unwrap();
+    assert_eq!(*back.kv(), before);
 }
 
 #[test]

@@ -14,7 +14,7 @@ use super::Engine;
 use super::held::Held;
 use super::prompt::{Prompted, internal};
 use crate::EngineError;
-use crate::generate::{Event, FinishReason, Finished, Generate, Timings};
+use crate::generate::{Event, FinishReason, Finished, Generate, Handed, Timings};
 
 impl Engine {
     /// Decodes alone: no stage takes part from here on. Token by token, so that sessions alternate.
@@ -36,6 +36,7 @@ impl Engine {
         }
         #[allow(clippy::cast_possible_truncation)] // bounded by the context
         let cached_tokens = prompted.cached as u32;
+        let handed = Handed::of(&prompted.handoffs);
         let wanted = Wanted {
             tokens: request.max_tokens,
             ignore_eos: request.ignore_eos,
@@ -56,6 +57,7 @@ impl Engine {
                 reason,
                 timings,
                 cached_tokens,
+                handed,
             }))
             .await;
         Ok(())

@@ -1,6 +1,6 @@
 //! Sessions on the stages: kept while they may be of use, let go after.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -8,6 +8,7 @@ use ds4_proto::v1::{RenewReply, RenewRequest, SessionRequest};
 
 use super::Engine;
 use super::held::Held;
+use crate::host::now;
 use crate::route::{Remote, close};
 
 /// Between looks when there is nothing to renew.
@@ -17,7 +18,11 @@ const ANSWER: Duration = Duration::from_secs(2);
 
 /// Sessions whose leases are renewed.
 #[derive(Debug, Default)]
-pub(super) struct Leases(Mutex<HashMap<String, Lease>>);
+pub(super) struct Leases {
+    held: Mutex<BTreeMap<String, Lease>>,
+    /// When each stage last said that it holds what it should.
+    answered: Mutex<BTreeMap<String, Instant>>,
+}
 
 #[derive(Debug)]
 struct Lease {
@@ -26,15 +31,28 @@ struct Lease {
 }
 
 impl Leases {
-    fn all(&self) -> MutexGuard<'_, HashMap<String, Lease>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn all(&self) -> MutexGuard<'_, BTreeMap<String, Lease>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn answered(&self) -> MutexGuard<'_, BTreeMap<String, Instant>> {
+        self.answered.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether every one of `stages` was heard of within `lately`: then nobody needs to ask whether it is there.
+    pub(super) fn vouch<'a>(&self, mut stages: impl Iterator<Item = &'a str>, lately: Duration) -> bool {
+        let (now, answered) = (now(), self.answered());
+        stages.all(|stage| {
+            let heard = answered.get(stage);
+            heard.is_some_and(|heard| now.saturating_duration_since(*heard) < lately)
+        })
     }
 
     /// Renews the leases of `remote` for the time being.
     pub(super) fn hold(&self, remote: &Remote, hold: Duration) {
         let lease = Lease {
             remote: remote.clone(),
-            until: Instant::now() + hold,
+            until: now() + hold,
         };
         self.all().insert(remote.session.clone(), lease);
     }
@@ -45,10 +63,10 @@ impl Leases {
     }
 
     /// What to ask of each stage now: every session whose lease is worth it, by address.
-    fn due(&self, now: Instant) -> (HashMap<String, Vec<SessionRequest>>, Duration) {
+    fn due(&self, now: Instant) -> (BTreeMap<String, Vec<SessionRequest>>, Duration) {
         let mut all = self.all();
         all.retain(|_, lease| lease.until > now);
-        let mut due: HashMap<String, Vec<SessionRequest>> = HashMap::new();
+        let mut due: BTreeMap<String, Vec<SessionRequest>> = BTreeMap::new();
         for lease in all.values() {
             for hop in &lease.remote.hops {
                 due.entry(hop.endpoint.clone()).or_default().push(SessionRequest {
@@ -70,7 +88,7 @@ impl Leases {
 /// Renews leases for as long as the engine is there.
 pub(super) async fn renew(engine: Weak<Engine>) {
     while let Some(engine) = engine.upgrade() {
-        let (due, wait) = engine.leases.due(Instant::now());
+        let (due, wait) = engine.leases.due(now());
         let asked = due
             .into_iter()
             .map(|(endpoint, sessions)| ask(&engine, endpoint, sessions));
@@ -91,9 +109,17 @@ async fn ask(engine: &Engine, endpoint: String, sessions: Vec<SessionRequest>) {
     let answer = tokio::time::timeout(ANSWER, client.renew(request)).await;
     let Ok(Ok(answer)) = answer else {
         tracing::debug!(endpoint, "leases were not renewed");
+        engine.leases.answered().remove(&endpoint);
+        engine.recheck.notify_one();
         return;
     };
     let RenewReply { lost, draining } = answer.into_inner();
+    if lost.is_empty() && !draining {
+        engine.leases.answered().insert(endpoint, now());
+    } else {
+        // It may be another process by now.
+        engine.leases.answered().remove(&endpoint);
+    }
     lost.iter().for_each(|session| engine.leases.release(session));
     if draining {
         // Everything that was made there is here as well: the stage may leave.

@@ -32,7 +32,7 @@ use self::prompt::Prompted;
 use self::turn::Turn;
 use crate::compute::Compute;
 use crate::generate::{Event, Generate, Generation, Timings};
-use crate::net::Dialer;
+use crate::host::Host;
 use crate::route::{HandoffReport, Pool, Route, RouteState};
 use crate::{EngineError, RouteError};
 
@@ -82,6 +82,17 @@ impl Engine {
         stages: Vec<String>,
         options: EngineOptions,
     ) -> Arc<Self> {
+        let host = Host::real(options.tls.clone());
+        Self::on(host, slice, own, stages, options)
+    }
+
+    pub(crate) fn on(
+        host: Host,
+        slice: Arc<dyn ModelSlice>,
+        own: LayerSpan,
+        stages: Vec<String>,
+        options: EngineOptions,
+    ) -> Arc<Self> {
         let state = if stages.is_empty() {
             RouteState::None
         } else {
@@ -94,8 +105,8 @@ impl Engine {
             slice,
             own,
             places: places.collect(),
-            compute: Compute::start(),
-            pool: Pool::new(Dialer::new(options.tls.clone()), options.route()),
+            compute: host.compute,
+            pool: Pool::new(host.dialer, options.route()),
             route: channel::Sender::new((state, None)),
             recheck: Notify::new(),
             was_complete: std::sync::atomic::AtomicBool::new(false),
@@ -234,6 +245,7 @@ impl Engine {
         let queue = tracing::info_span!("ds4.queue", otel.name = names::QUEUE);
         Metrics::global().queue.inc();
         let turn = tokio::select! {
+            biased;
             turn = Arc::clone(&self.turns).acquire_owned().instrument(queue) => turn,
             () = events.closed() => { Metrics::global().queue.dec(); return Ok(()) }
         };
@@ -319,6 +331,7 @@ impl Engine {
 /// The work, or `None` as soon as the client has left.
 async fn cancelled<T>(events: &mpsc::Sender<Event>, work: impl Future<Output = T>) -> Option<T> {
     tokio::select! {
+        biased;
         done = work => Some(done),
         () = events.closed() => None,
     }

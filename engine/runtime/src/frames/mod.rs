@@ -6,7 +6,7 @@ mod sender;
 
 pub(crate) use activations::{Assembler, activation_frames};
 pub(crate) use receiver::{Receiver, Refusal};
-pub(crate) use sender::Sender;
+pub(crate) use sender::{Sender, Work};
 
 use ds4_model::{KvKind, TokenHash};
 use ds4_proto::v1::{self, KvFrame, TokenChunk};
@@ -70,7 +70,7 @@ pub(crate) fn from_wire(kind: i32) -> Result<KvKind, Difference> {
 }
 
 /// Takes one frame into the digest of its handoff: what it holds, how much, and the checksum that guards its bytes.
-fn digest(digest: &mut Sha256, frame: &KvFrame) {
+pub(crate) fn digest(digest: &mut Sha256, frame: &KvFrame) {
     let KvFrame {
         layer,
         kind,

@@ -1,16 +1,19 @@
 //! The sending end of a handoff.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use bytes::Bytes;
 use ds4_gguf::LayerSpan;
 use ds4_model::{Kv, KvKind};
 use ds4_proto::v1::{Beat, Commit, HandoffFrame, KvFrame, RowCount, handoff_frame};
 use sha2::{Digest, Sha256};
+use tokio::time::Instant;
 
 use super::{digest, to_wire};
 
-/// Sends the rows of some layers of a session that the receiver lacks: append-only rows as they come, the rest at the end.
+/// Sends the rows of some layers of a session that the receiver lacks, each as soon as it is computed. Where the prompt ends is known from the
+/// start, and so are the rows of the window and of the states that will be left then: those before are never sent.
 ///
 /// It keeps no rows: what could not be sent yet is read again from the session when it can.
 #[derive(Debug)]
@@ -18,6 +21,8 @@ pub(crate) struct Sender {
     epoch: u64,
     span: LayerSpan,
     held: u64,
+    /// The end of the prompt.
+    goal: u64,
     frame_bytes: usize,
     sent: BTreeMap<(usize, KvKind), u64>,
     digest: Sha256,
@@ -25,14 +30,30 @@ pub(crate) struct Sender {
     bytes: u64,
 }
 
+/// What a commit says of the work behind it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Work {
+    pub(crate) compute: Duration,
+    /// When the last chunk was computed.
+    pub(crate) last_chunk: Instant,
+    /// Bytes of rows that were sent from then on.
+    pub(crate) tail_bytes: u64,
+}
+
+#[allow(clippy::cast_possible_truncation)] // half a million years
+fn micros(time: Duration) -> u64 {
+    time.as_micros() as u64
+}
+
 #[allow(clippy::cast_possible_truncation)] // layer numbers; rows of one frame
 impl Sender {
-    /// For the layers of `span` and a receiver that has the rows of `held` tokens.
-    pub(crate) fn new(epoch: u64, span: LayerSpan, held: u64, frame_bytes: usize) -> Self {
+    /// For the layers of `span` and a receiver that has the rows of `held` tokens and wants those of `goal`.
+    pub(crate) fn new(epoch: u64, span: LayerSpan, held: u64, goal: u64, frame_bytes: usize) -> Self {
         Self {
             epoch,
             span,
             held,
+            goal,
             frame_bytes,
             sent: BTreeMap::new(),
             digest: Sha256::new(),
@@ -41,9 +62,9 @@ impl Sender {
         }
     }
 
-    /// The next rows that can be sent; with `all`, also the window and the states. `None` when nothing is left for now.
-    pub(crate) fn next(&mut self, kv: &Kv, all: bool) -> Option<HandoffFrame> {
-        let (layer, kind, first) = self.waiting(kv, all)?;
+    /// The next rows that can be sent. `None` when nothing is left for now.
+    pub(crate) fn next(&mut self, kv: &Kv) -> Option<HandoffFrame> {
+        let (layer, kind, first) = self.waiting(kv)?;
         let row_bytes = kv.layout().row_bytes(layer, kind).max(1);
         let most = (self.frame_bytes / row_bytes).max(1) as u64;
         let end = kv.rows(layer, kind).end.min(first + most);
@@ -74,22 +95,28 @@ impl Sender {
         }
     }
 
-    fn waiting(&self, kv: &Kv, all: bool) -> Option<(usize, KvKind, u64)> {
+    fn waiting(&self, kv: &Kv) -> Option<(usize, KvKind, u64)> {
         let layout = kv.layout();
         let kinds = self
             .span
             .layers()
             .flat_map(|layer| layout.kinds(layer).iter().map(move |kind| (layer, *kind)));
         let next = |(layer, kind)| {
-            let missing = layout.missing_rows(layer, kind, self.held, kv.frontier());
+            let missing = layout.missing_rows(layer, kind, self.held, self.goal);
             let from = self.sent.get(&(layer, kind)).copied().unwrap_or(missing.start);
-            (from < missing.end).then_some((layer, kind, from))
+            let end = missing.end.min(kv.rows(layer, kind).end);
+            (from < end).then_some((layer, kind, from))
         };
-        kinds.filter(|(_, kind)| all || kind.append_only()).find_map(next)
+        kinds.into_iter().find_map(next)
+    }
+
+    /// Bytes of rows sent so far.
+    pub(crate) const fn bytes(&self) -> u64 {
+        self.bytes
     }
 
     /// The shard is complete.
-    pub(crate) fn commit(&self, kv: &Kv, compute_us: u64, span: String) -> HandoffFrame {
+    pub(crate) fn commit(&self, kv: &Kv, work: &Work, span: String) -> HandoffFrame {
         let kinds = self
             .span
             .layers()
@@ -111,7 +138,9 @@ impl Sender {
             frames: self.frames,
             bytes: self.bytes,
             digest: Bytes::copy_from_slice(&self.digest.clone().finalize()),
-            compute_us,
+            compute_us: micros(work.compute),
+            tail_bytes: work.tail_bytes,
+            tail_us: micros(work.last_chunk.elapsed()),
             span,
         };
         HandoffFrame {

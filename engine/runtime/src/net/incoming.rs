@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use socket2::TcpKeepalive;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
@@ -19,11 +20,15 @@ use super::Tls;
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Handshakes in progress at once, so that strangers cannot take all sockets.
 const HANDSHAKES: usize = 64;
+/// Silence after which the kernel asks whether a peer is still there. Work in progress has deadlines of its own, and sessions have leases.
+const KEEPALIVE: Duration = Duration::from_secs(60);
 
 /// A connection that may be served.
 pub(crate) enum Io {
     Plain(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
+    #[cfg(test)]
+    Simulated(tokio::io::DuplexStream),
 }
 
 impl Connected for Io {
@@ -67,6 +72,8 @@ pub(crate) fn incoming(listener: TcpListener, tls: Option<Arc<Tls>>) -> Receiver
 
 async fn secure(connection: TcpStream, tls: Option<Arc<Tls>>) -> Result<Io> {
     connection.set_nodelay(true)?;
+    // A peer that is gone without a word costs a socket for so long. Pings of HTTP/2 would do it too, with bytes while others decode.
+    socket2::SockRef::from(&connection).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE))?;
     let Some(tls) = tls else {
         return Ok(Io::Plain(connection));
     };
@@ -85,6 +92,8 @@ impl AsyncRead for Io {
         match self.get_mut() {
             Self::Plain(io) => Pin::new(io).poll_read(context, buffer),
             Self::Tls(io) => Pin::new(io).poll_read(context, buffer),
+            #[cfg(test)]
+            Self::Simulated(io) => Pin::new(io).poll_read(context, buffer),
         }
     }
 }
@@ -94,6 +103,8 @@ impl AsyncWrite for Io {
         match self.get_mut() {
             Self::Plain(io) => Pin::new(io).poll_write(context, bytes),
             Self::Tls(io) => Pin::new(io).poll_write(context, bytes),
+            #[cfg(test)]
+            Self::Simulated(io) => Pin::new(io).poll_write(context, bytes),
         }
     }
 
@@ -105,6 +116,8 @@ impl AsyncWrite for Io {
         match self.get_mut() {
             Self::Plain(io) => Pin::new(io).poll_write_vectored(context, slices),
             Self::Tls(io) => Pin::new(io).poll_write_vectored(context, slices),
+            #[cfg(test)]
+            Self::Simulated(io) => Pin::new(io).poll_write_vectored(context, slices),
         }
     }
 
@@ -112,6 +125,8 @@ impl AsyncWrite for Io {
         match self {
             Self::Plain(io) => io.is_write_vectored(),
             Self::Tls(io) => io.is_write_vectored(),
+            #[cfg(test)]
+            Self::Simulated(io) => io.is_write_vectored(),
         }
     }
 
@@ -119,6 +134,8 @@ impl AsyncWrite for Io {
         match self.get_mut() {
             Self::Plain(io) => Pin::new(io).poll_flush(context),
             Self::Tls(io) => Pin::new(io).poll_flush(context),
+            #[cfg(test)]
+            Self::Simulated(io) => Pin::new(io).poll_flush(context),
         }
     }
 
@@ -126,6 +143,8 @@ impl AsyncWrite for Io {
         match self.get_mut() {
             Self::Plain(io) => Pin::new(io).poll_shutdown(context),
             Self::Tls(io) => Pin::new(io).poll_shutdown(context),
+            #[cfg(test)]
+            Self::Simulated(io) => Pin::new(io).poll_shutdown(context),
         }
     }
 }

@@ -2,6 +2,7 @@
 
 mod incoming;
 mod tls;
+mod wire;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,8 +16,11 @@ use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 use tower::service_fn;
 
-pub(crate) use incoming::incoming;
+use self::wire::{Counted, Duplex};
+
+pub(crate) use incoming::{Io, incoming};
 pub use tls::{Tls, TlsError};
+pub(crate) use wire::Link;
 
 /// HTTP/2 windows: a frame must not wait for a round trip. At the largest frame, one in flight and one behind it on each stream.
 pub(crate) const STREAM_WINDOW: u32 = 8 << 20;
@@ -26,16 +30,28 @@ pub(crate) const CONNECTION_WINDOW: u32 = 32 << 20;
 const CONNECT: Duration = Duration::from_secs(5);
 
 /// Makes connections to stages.
-#[derive(Clone, Debug, Default)]
-pub struct Dialer {
-    tls: Option<Arc<Tls>>,
+#[derive(Clone, Debug)]
+pub struct Dialer(Way);
+
+/// How bytes get there.
+#[derive(Clone, Debug)]
+enum Way {
+    Tcp(Option<Arc<Tls>>),
+    /// The network of a test, from one of its nodes.
+    #[cfg(test)]
+    Simulated(crate::sim::Port),
 }
 
 impl Dialer {
     /// With the certificates of `tls`; without them everything is sent in the clear.
     #[must_use]
     pub const fn new(tls: Option<Arc<Tls>>) -> Self {
-        Self { tls }
+        Self(Way::Tcp(tls))
+    }
+
+    #[cfg(test)]
+    pub(crate) const fn simulated(port: crate::sim::Port) -> Self {
+        Self(Way::Simulated(port))
     }
 
     /// A connection of its own, made at first use and again after it broke.
@@ -43,6 +59,15 @@ impl Dialer {
     /// # Errors
     /// When `endpoint` is no address.
     pub fn channel(&self, endpoint: &str, timeout: Duration) -> Result<Channel, tonic::transport::Error> {
+        self.link(endpoint, timeout, Link::Control)
+    }
+
+    fn link(
+        &self,
+        endpoint: &str,
+        timeout: Duration,
+        link: Link,
+    ) -> Result<Channel, tonic::transport::Error> {
         let address = if endpoint.contains("://") {
             endpoint.to_owned()
         } else {
@@ -53,12 +78,12 @@ impl Dialer {
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .http2_keep_alive_interval(Duration::from_secs(5))
-            .keep_alive_timeout(timeout.min(Duration::from_secs(10)))
-            .tcp_nodelay(true);
-        let Some(tls) = self.tls.clone() else {
-            return Ok(endpoint.connect_lazy());
-        };
-        Ok(endpoint.connect_with_connector_lazy(service_fn(move |uri: Uri| connect(Arc::clone(&tls), uri))))
+            .keep_alive_timeout(timeout.min(Duration::from_secs(10)));
+        let way = self.0.clone();
+        Ok(endpoint.connect_with_connector_lazy(service_fn(move |uri: Uri| {
+            let way = way.clone();
+            async move { way.connect(uri, link).await.map(TokioIo::new) }
+        })))
     }
 
     /// A client of the stage at `endpoint`.
@@ -66,22 +91,32 @@ impl Dialer {
         &self,
         endpoint: &str,
         timeout: Duration,
+        link: Link,
     ) -> Result<StageClient<Channel>, tonic::transport::Error> {
-        let client = StageClient::new(self.channel(endpoint, timeout)?);
+        let client = StageClient::new(self.link(endpoint, timeout, link)?);
         Ok(client
             .max_decoding_message_size(MESSAGE_BYTES)
             .max_encoding_message_size(MESSAGE_BYTES))
     }
 }
 
-async fn connect(
-    tls: Arc<Tls>,
-    uri: Uri,
-) -> std::io::Result<TokioIo<tokio_rustls::client::TlsStream<TcpStream>>> {
-    let host = uri.host().unwrap_or_default();
-    let stream = TcpStream::connect((host.trim_matches(['[', ']']), uri.port_u16().unwrap_or(443))).await?;
-    stream.set_nodelay(true)?;
-    Ok(TokioIo::new(tls.connect(host, stream).await?))
+impl Way {
+    async fn connect(self, uri: Uri, link: Link) -> std::io::Result<Box<dyn Duplex>> {
+        let host = uri.host().unwrap_or_default();
+        let tls = match self {
+            Self::Tcp(tls) => tls,
+            #[cfg(test)]
+            Self::Simulated(port) => return Ok(Box::new(Counted::new(port.connect(&uri).await?, link))),
+        };
+        let address = (host.trim_matches(['[', ']']), uri.port_u16().unwrap_or(443));
+        let stream = TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
+        let counted = Counted::new(stream, link);
+        match tls {
+            None => Ok(Box::new(counted)),
+            Some(tls) => Ok(Box::new(tls.connect(host, counted).await?)),
+        }
+    }
 }
 
 /// What went wrong with a call, with the causes that the transport knows.

@@ -15,6 +15,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use thiserror::Error;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
@@ -110,16 +111,24 @@ impl Tls {
         });
     }
 
-    pub(crate) async fn accept(&self, stream: TcpStream) -> io::Result<server::TlsStream<TcpStream>> {
+    /// Lets a peer prove who it is.
+    ///
+    /// # Errors
+    /// When it has no certificate of the authority.
+    pub async fn accept(&self, stream: TcpStream) -> io::Result<server::TlsStream<TcpStream>> {
         let config = Arc::clone(&self.current.load().server);
         TlsAcceptor::from(config).accept(stream).await
     }
 
-    pub(crate) async fn connect(
+    /// Proves who this pod is, and checks that the peer is `host`.
+    ///
+    /// # Errors
+    /// When either has no certificate of the authority.
+    pub async fn connect<T: AsyncRead + AsyncWrite + Unpin>(
         &self,
         host: &str,
-        stream: TcpStream,
-    ) -> io::Result<client::TlsStream<TcpStream>> {
+        stream: T,
+    ) -> io::Result<client::TlsStream<T>> {
         let config = Arc::clone(&self.current.load().client);
         let host = host.trim_matches(['[', ']']).to_owned();
         let name = ServerName::try_from(host).map_err(io::Error::other)?;

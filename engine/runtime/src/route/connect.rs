@@ -12,7 +12,7 @@ use tonic::transport::Channel;
 
 use crate::RouteError;
 use crate::describe::{Identity, compatible};
-use crate::net::{self, Dialer};
+use crate::net::{self, Dialer, Link};
 use crate::stage::shares;
 
 /// How a route is driven.
@@ -84,10 +84,10 @@ impl Pool {
         if let Some(found) = links.get(endpoint) {
             return Ok(found.clone());
         }
-        let connect = || self.dialer.stage(endpoint, self.options.timeout);
-        let made = connect().and_then(|control| {
+        let connect = |link| self.dialer.stage(endpoint, self.options.timeout, link);
+        let made = connect(Link::Control).and_then(|control| {
             let lanes = (0..self.options.streams.max(1))
-                .map(|_| connect())
+                .map(|_| connect(Link::Kv))
                 .collect::<Result<_, _>>()?;
             Ok(Links { control, lanes })
         });
@@ -150,7 +150,7 @@ impl Route {
             .await
             .into_iter()
             .collect::<Result<Vec<_>, _>>()?;
-        tiles(&hops, own)?;
+        tiles(hops.iter().map(|hop| (hop.endpoint.as_str(), hop.span())), own)?;
         Ok(Self { hops, options })
     }
 
@@ -263,12 +263,14 @@ async fn probe(hop: &Hop, noticed: &RouteError) -> Option<RouteError> {
 }
 
 /// Every layer before `own` exactly once, in order.
-fn tiles(hops: &[Hop], own: LayerSpan) -> Result<(), RouteError> {
+pub(crate) fn tiles<'a>(
+    stages: impl IntoIterator<Item = (&'a str, LayerSpan)>,
+    own: LayerSpan,
+) -> Result<(), RouteError> {
     let mut expected = 0;
-    for hop in hops {
-        let span = hop.span();
+    for (endpoint, span) in stages {
         if span.first != expected || span.last < span.first || span.last >= own.first {
-            let found = format!("{} with layers {span}", hop.endpoint);
+            let found = format!("{endpoint} with layers {span}");
             return Err(RouteError::Layers { expected, found });
         }
         expected = span.last + 1;

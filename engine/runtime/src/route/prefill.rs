@@ -17,6 +17,7 @@ use crate::chunk::Chunk;
 use crate::compute::Compute;
 use crate::frames::{Assembler, Difference, token_chunk};
 use crate::net;
+use crate::planted::{self, Bug};
 use crate::shards::Shards;
 use crate::stage::retry_after;
 
@@ -162,6 +163,7 @@ impl Attempt<'_> {
         };
         // The first error ends all three; dropping them cancels the streams.
         let ((), (hidden, computed), ()) = tokio::try_join!(sending, computing, pulling)?;
+        planted::joined(self.work.epoch, handoffs.len());
         let kv = self.work.shards.join()?;
         let remote = Remote {
             session: self.work.session.clone(),
@@ -286,7 +288,7 @@ impl Attempt<'_> {
             TokenHash::of(&self.work.prompt),
             TokenHash::from_value(reply.token_hash),
         );
-        if expected == found {
+        if expected == found || planted::is(Bug::HashUnchecked) {
             return Ok(());
         }
         let (expected, found) = (expected.to_string(), found.to_string());

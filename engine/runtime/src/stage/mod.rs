@@ -11,3 +11,5 @@ mod worker;
 pub(crate) use refusal::retry_after;
 pub use server::{StageOptions, StageServer};
 pub(crate) use session::shares;
+#[cfg(test)]
+pub(crate) use {session::Sessions, table::Totals};

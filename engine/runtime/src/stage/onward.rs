@@ -11,7 +11,7 @@ use tonic::{Request, Response, Status};
 use tracing::Span;
 
 use super::session::Terms;
-use crate::net::Dialer;
+use crate::net::{Dialer, Link};
 
 type Reply = AbortOnDropHandle<Result<Response<StreamReply>, Status>>;
 
@@ -37,7 +37,7 @@ impl Onward {
             return Ok(Self::Deliver(deliver.clone()));
         }
         let hop = terms.next_hop.clone();
-        let client = dialer.stage(&hop, terms.timeout);
+        let client = dialer.stage(&hop, terms.timeout, Link::Hop);
         let mut client =
             client.map_err(|error| Status::unavailable(format!("next hop {hop}: not reachable: {error}")))?;
         let (frames, outgoing) = mpsc::channel(terms.window);

@@ -7,6 +7,7 @@ use std::time::Duration;
 use ds4_model::ModelSlice;
 use ds4_proto::MESSAGE_BYTES;
 use ds4_proto::v1::stage_server::StageServer as Generated;
+use futures::Stream;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
@@ -17,8 +18,8 @@ use super::session::Sessions;
 use super::table::Limits;
 use super::worker::Shared;
 use crate::Identity;
-use crate::compute::Compute;
-use crate::net::{CONNECTION_WINDOW, Dialer, STREAM_WINDOW, Tls, incoming};
+use crate::host::Host;
+use crate::net::{CONNECTION_WINDOW, Io, STREAM_WINDOW, Tls, incoming};
 
 /// How often lapsed leases are looked for.
 const SWEEP: Duration = Duration::from_millis(250);
@@ -94,39 +95,53 @@ impl StageServer {
         listener: TcpListener,
         shutdown: impl Future<Output = ()> + Send,
     ) -> Result<(), tonic::transport::Error> {
-        let (health, health_service) = tonic_health::server::health_reporter();
-        let stop = CancellationToken::new();
-        let sessions = Arc::new(Sessions::new(self.limits(), stop.clone()));
-        let shared = Shared {
-            slice: self.slice,
-            compute: Compute::start(),
-            sessions: Arc::clone(&sessions),
-            dialer: Dialer::new(self.options.tls.clone()),
-        };
-        let (tls, drain_timeout) = (self.options.tls.clone(), self.options.drain_timeout);
-        let service = Generated::new(Service::new(shared, self.identity, self.options));
-        health.set_serving::<Generated<Service>>().await;
+        let tls = self.options.tls.clone();
         let _ = listener
             .local_addr()
             .map(|address| tracing::info!(%address, encrypted = tls.is_some(), "stage serves"));
+        let (host, sessions) = (Host::real(tls.clone()), self.sessions());
+        self.serve_on(host, sessions, incoming(listener, tls), shutdown)
+            .await
+    }
+
+    /// The sessions of one run of this stage.
+    pub(crate) fn sessions(&self) -> Arc<Sessions> {
+        Arc::new(Sessions::new(self.limits(), CancellationToken::new()))
+    }
+
+    /// As [`StageServer::serve`], on `host` and over any connections.
+    pub(crate) async fn serve_on(
+        self,
+        host: Host,
+        sessions: Arc<Sessions>,
+        connections: impl Stream<Item = std::io::Result<Io>>,
+        shutdown: impl Future<Output = ()> + Send,
+    ) -> Result<(), tonic::transport::Error> {
+        let (health, health_service) = tonic_health::server::health_reporter();
+        let shared = Shared {
+            slice: self.slice,
+            host,
+            sessions: Arc::clone(&sessions),
+        };
+        let drain_timeout = self.options.drain_timeout;
+        let service = Generated::new(Service::new(shared, self.identity, self.options));
+        health.set_serving::<Generated<Service>>().await;
         let sweeping = tokio::spawn(sweep(Arc::downgrade(&sessions)));
         let ended = async {
             shutdown.await;
             drain(&sessions, &health, drain_timeout).await;
-            stop.cancel();
+            sessions.stop();
         };
         let served = Server::builder()
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
-            .http2_keepalive_interval(Some(Duration::from_secs(5)))
-            .http2_keepalive_timeout(Some(Duration::from_secs(10)))
             .add_service(health_service)
             .add_service(
                 service
                     .max_decoding_message_size(MESSAGE_BYTES)
                     .max_encoding_message_size(MESSAGE_BYTES),
             )
-            .serve_with_incoming_shutdown(incoming(listener, tls), ended)
+            .serve_with_incoming_shutdown(connections, ended)
             .await;
         sweeping.abort();
         served

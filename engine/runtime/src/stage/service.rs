@@ -149,6 +149,7 @@ pub(crate) type Input = mpsc::Sender<Result<Chunk, Status>>;
 /// Hands a chunk to the worker; an ended session refuses.
 async fn feed(session: &Session, input: &Input, chunk: Chunk) -> Result<(), Status> {
     tokio::select! {
+        biased;
         () = session.cancel.cancelled() => Err(Status::cancelled("session: ended")),
         sent = input.send(Ok(chunk)) => sent.map_err(|_| Status::cancelled("session: ended")),
     }
@@ -167,6 +168,7 @@ fn told(input: &Input, result: Result<StreamReply, Status>) -> Result<Response<S
 async fn next<T>(session: &Session, stream: &mut Streaming<T>) -> Result<Option<T>, Status> {
     let timeout = session.terms.timeout;
     tokio::select! {
+        biased;
         () = session.cancel.cancelled() => Err(Status::cancelled("session: ended")),
         message = tokio::time::timeout(timeout, stream.message()) => {
             message.map_err(|_| Status::deadline_exceeded(format!("input: nothing came within {timeout:?}")))?

@@ -16,6 +16,8 @@ use tonic::Status;
 use super::refusal::{fenced, refusal};
 use super::service::Input;
 use super::table::{Limits, Table, Totals};
+use crate::host::now;
+use crate::planted::{self, Bug};
 
 pub(crate) type Outgoing<T> = mpsc::Receiver<Result<T, Status>>;
 
@@ -147,7 +149,7 @@ impl Sessions {
 
     /// Does something to the table and shows what it holds now.
     fn change<T>(&self, work: impl FnOnce(&mut Known, Instant) -> T) -> T {
-        let (mut known, now) = (self.known(), Instant::now());
+        let (mut known, now) = (self.known(), now());
         let result = work(&mut known, now);
         let totals = known.table.totals(now);
         let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
@@ -161,6 +163,11 @@ impl Sessions {
     /// A token that ends with the session or with the stage.
     pub(crate) fn token(&self) -> CancellationToken {
         self.stop.child_token()
+    }
+
+    /// Ends every session.
+    pub(crate) fn stop(&self) {
+        self.stop.cancel();
     }
 
     /// Adds an attempt that may come to hold `bytes`; an older attempt of the same session is cancelled. Returns what the stage kept of it.
@@ -197,7 +204,7 @@ impl Sessions {
         let found = known
             .working
             .get(session)
-            .filter(|found| found.terms.epoch == epoch);
+            .filter(|found| found.terms.epoch == epoch || planted::is(Bug::StaleEpoch));
         found.cloned().ok_or_else(|| {
             Status::failed_precondition(format!(
                 "session: expected one that works, found {session:?} at rest"
@@ -250,6 +257,21 @@ impl Sessions {
         self.change(|known, _| known.table.drain());
     }
 
+    /// Sessions that work, by name and epoch.
+    #[cfg(test)]
+    pub(crate) fn working(&self) -> Vec<(String, u64)> {
+        let known = self.known();
+        let terms = known.working.values().map(|session| &session.terms);
+        let mut working: Vec<_> = terms.map(|terms| (terms.session.clone(), terms.epoch)).collect();
+        working.sort();
+        working
+    }
+
+    #[cfg(test)]
+    pub(crate) fn totals(&self) -> Totals {
+        self.known().table.totals(now())
+    }
+
     pub(crate) fn draining(&self) -> bool {
         self.known().table.draining()
     }
@@ -258,7 +280,7 @@ impl Sessions {
     pub(crate) async fn idle(&self) {
         loop {
             let changed = self.changed.notified();
-            let totals = self.known().table.totals(Instant::now());
+            let totals = self.known().table.totals(now());
             if totals.working + totals.leased == 0 {
                 return;
             }

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
+use crate::planted::{self, Bug};
+
 /// What a stage has room for.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
@@ -198,6 +200,7 @@ impl<K> Table<K> {
     pub(crate) fn fence(&self, session: &str, epoch: u64) -> Result<(), Fenced> {
         match self.entries.get(session) {
             Some(entry) if entry.epoch == epoch => Ok(()),
+            Some(entry) if entry.epoch > epoch && planted::is(Bug::StaleEpoch) => Ok(()),
             Some(entry) => Err(Fenced::Epoch {
                 expected: entry.epoch,
                 found: epoch,

@@ -1,13 +1,14 @@
 //! One session's work on a stage: compute a chunk, send it on, hand over its KV.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ds4_gguf::LayerSpan;
 use ds4_model::{Kv, ModelSlice};
 use ds4_proto::v1::{ActivationFrame, HandoffFrame};
 use ds4_telemetry::propagation;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tracing::Span;
@@ -16,9 +17,8 @@ use super::onward::Onward;
 use super::refusal::refused;
 use super::session::{Sessions, Terms};
 use crate::chunk::Chunk;
-use crate::compute::Compute;
-use crate::frames::{Sender, activation_frames};
-use crate::net::Dialer;
+use crate::frames::{Sender, Work, activation_frames};
+use crate::host::{Host, now};
 
 type Frames = mpsc::Sender<Result<HandoffFrame, Status>>;
 
@@ -26,9 +26,8 @@ type Frames = mpsc::Sender<Result<HandoffFrame, Status>>;
 #[derive(Clone)]
 pub(crate) struct Shared {
     pub(crate) slice: Arc<dyn ModelSlice>,
-    pub(crate) compute: Compute,
+    pub(crate) host: Host,
     pub(crate) sessions: Arc<Sessions>,
-    pub(crate) dialer: Dialer,
 }
 
 /// The ends that a session's worker holds.
@@ -36,6 +35,13 @@ pub(crate) struct Ends {
     pub(crate) chunks: mpsc::Receiver<Result<Chunk, Status>>,
     pub(crate) deliver: mpsc::Sender<Result<ActivationFrame, Status>>,
     pub(crate) handoffs: Vec<Frames>,
+}
+
+/// Where a session stands when its last chunk is computed: what is sent from then on is what prefill does not hide.
+struct Tail {
+    computed: Instant,
+    /// Bytes of rows that each handoff had sent by then.
+    sent: Vec<u64>,
 }
 
 pub(crate) struct Worker {
@@ -74,6 +80,7 @@ impl Worker {
         );
         let left = left(handoffs.clone(), self.committed.clone());
         let result = tokio::select! {
+            biased;
             () = cancel.cancelled() => Err(Status::cancelled("session: ended")),
             // A dropped pull is a cancel: nobody wants this shard any more.
             () = left => Err(Status::cancelled("handoff: the output pod left")),
@@ -96,10 +103,15 @@ impl Worker {
     }
 
     async fn prefill(&mut self) -> Result<(), Status> {
-        let mut onward = Onward::open(&self.terms, &self.shared.dialer, &self.ends.deliver, &self.span)?;
+        let mut onward = Onward::open(
+            &self.terms,
+            &self.shared.host.dialer,
+            &self.ends.deliver,
+            &self.span,
+        )?;
         let mut kv = self.kept.take().unwrap_or_else(|| self.empty());
         let mut senders = self.senders();
-        loop {
+        let tail = loop {
             let mut chunk = self.chunk().await?;
             if chunk.start == 0 {
                 // The other stages do not stand where this one does: all begin again.
@@ -107,14 +119,18 @@ impl Worker {
             }
             self.check(&chunk, &kv)?;
             (chunk, kv) = self.compute(chunk, kv).await?;
+            let tail = Tail {
+                computed: Instant::now(),
+                sent: senders.iter().map(Sender::bytes).collect(),
+            };
             self.send(&mut onward, &chunk).await?;
             // Without waiting: KV never delays activations. What does not fit goes with a later chunk.
             self.offer(&mut senders, &kv);
             if chunk.last {
-                break;
+                break tail;
             }
-        }
-        self.hand_over(senders, kv).await?;
+        };
+        self.hand_over(senders, kv, tail).await?;
         self.committed.cancel();
         onward.close(self.terms.timeout).await?;
         let session = self.shared.sessions.find(&self.terms.session, self.terms.epoch)?;
@@ -135,10 +151,11 @@ impl Worker {
         let Terms {
             epoch,
             held,
+            tokens,
             frame_bytes,
             ..
         } = self.terms;
-        let sender = |span: &LayerSpan| Sender::new(epoch, *span, held, frame_bytes);
+        let sender = |span: &LayerSpan| Sender::new(epoch, *span, held, tokens, frame_bytes);
         self.terms.streams.iter().map(sender).collect()
     }
 
@@ -170,11 +187,11 @@ impl Worker {
         let span = self.span.clone();
         let work = move || {
             let _entered = span.enter();
-            let started = Instant::now();
+            let started = now();
             let computed = chunk.compute(&*slice, &mut kv);
-            computed.map(|()| (chunk, kv, started.elapsed()))
+            computed.map(|()| (chunk, kv, now() - started))
         };
-        let done = self.shared.compute.run(work).await;
+        let done = self.shared.host.compute.run(work).await;
         let done = done.map_err(|error| Status::internal(error.to_string()))?;
         let (chunk, kv, elapsed) = done.map_err(|error| Status::invalid_argument(error.to_string()))?;
         self.elapsed += elapsed;
@@ -203,7 +220,7 @@ impl Worker {
         for (sender, frames) in senders.iter_mut().zip(&self.ends.handoffs) {
             let mut beat = Some(Sender::beat(kv));
             while let Ok(place) = frames.try_reserve() {
-                let Some(frame) = sender.next(kv, false).or_else(|| beat.take()) else {
+                let Some(frame) = sender.next(kv).or_else(|| beat.take()) else {
                     break;
                 };
                 beat = None;
@@ -213,24 +230,30 @@ impl Worker {
     }
 
     /// What is left, then the commits. The session is kept before the commits go: with them the output pod may come back at once.
-    async fn hand_over(&self, mut senders: Vec<Sender>, kv: Kv) -> Result<(), Status> {
+    async fn hand_over(&self, mut senders: Vec<Sender>, kv: Kv, tail: Tail) -> Result<(), Status> {
         let timeout = self.terms.timeout;
         let rows = senders
             .iter_mut()
             .zip(&self.ends.handoffs)
             .map(|(sender, frames)| async {
-                while let Some(frame) = sender.next(&kv, true) {
+                while let Some(frame) = sender.next(&kv) {
                     hand(frames, frame, timeout).await?;
                 }
                 Ok::<_, Status>(())
             });
         futures::future::try_join_all(rows).await?;
-        #[allow(clippy::cast_possible_truncation)] // half a million years
-        let compute = self.elapsed.as_micros() as u64;
         let link = propagation::traceparent(&self.span);
         let commits: Vec<_> = senders
             .iter()
-            .map(|sender| sender.commit(&kv, compute, link.clone()))
+            .zip(&tail.sent)
+            .map(|(sender, sent)| {
+                let work = Work {
+                    compute: self.elapsed,
+                    last_chunk: tail.computed,
+                    tail_bytes: sender.bytes() - sent,
+                };
+                sender.commit(&kv, &work, link.clone())
+            })
             .collect();
         self.span.record("kv_bytes", kv.bytes());
         self.shared.sessions.keep(&self.terms, kv);

@@ -1,6 +1,6 @@
 //! Sessions on disk: what the output pod's memory let go, and what outlives the process.
 
-mod file;
+pub(crate) mod file;
 mod index;
 
 use std::fs::{self, File};
@@ -12,7 +12,7 @@ use std::time::SystemTime;
 use ds4_model::{CompleteKv, SliceInfo, TokenHash};
 use ds4_telemetry::metrics::{Metrics, ReasonLabel};
 
-use self::file::Owner;
+pub(crate) use self::file::Owner;
 pub use self::file::SessionFileError;
 use self::index::{Entry, Index};
 

@@ -7,7 +7,7 @@ use ds4_runtime::{EngineError, EngineOptions, Event, StageOptions};
 use crate::support::{answer, ask, engine, prompt, request, stage, stage_at, strict, unconnected};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_prompt_beyond_the_context_names_the_limit() {
+pub async fn a_prompt_beyond_the_context_names_the_limit() {
     let options = EngineOptions {
         max_tokens: 40,
         ..EngineOptions::default()
@@ -23,7 +23,7 @@ async fn a_prompt_beyond_the_context_names_the_limit() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_more_than_the_queue_holds_is_refused_and_the_rest_are_answered() {
+pub async fn one_more_than_the_queue_holds_is_refused_and_the_rest_are_answered() {
     let options = EngineOptions {
         queue: 1,
         sessions: 1,
@@ -53,7 +53,7 @@ async fn one_more_than_the_queue_holds_is_refused_and_the_rest_are_answered() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn shutdown_finishes_what_runs_and_refuses_what_comes() {
+pub async fn shutdown_finishes_what_runs_and_refuses_what_comes() {
     let stage = stage(0, 1);
     let engine = engine(2, &[&stage], strict()).await;
     let mut running = engine.generate(request(prompt(300)));
@@ -72,7 +72,7 @@ async fn shutdown_finishes_what_runs_and_refuses_what_comes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_leaves_frees_every_stage_within_half_a_second() {
+pub async fn a_client_that_leaves_frees_every_stage_within_half_a_second() {
     let one = StageOptions {
         sessions: 1,
         ..StageOptions::default()

@@ -68,7 +68,7 @@ async fn refusal(engine: &Arc<Engine>) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_prompt_over_encrypted_hops_gives_the_same_tokens() {
+pub async fn a_prompt_over_encrypted_hops_gives_the_same_tokens() {
     let ca = authority();
     let (first, second) = (stage(0, 0, &identity(&ca, &ca)), stage(1, 1, &identity(&ca, &ca)));
     let engine = engine(&[&first, &second], Some(&identity(&ca, &ca)));
@@ -81,7 +81,7 @@ async fn a_prompt_over_encrypted_hops_gives_the_same_tokens() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stranger_is_refused_by_either_end() {
+pub async fn a_stranger_is_refused_by_either_end() {
     let (ours, theirs) = (authority(), authority());
     let stage = stage(0, 1, &identity(&ours, &ours));
     // Without a certificate.
@@ -99,7 +99,7 @@ async fn a_stranger_is_refused_by_either_end() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stage_that_is_not_the_host_that_was_dialled_is_refused() {
+pub async fn a_stage_that_is_not_the_host_that_was_dialled_is_refused() {
     let ca = authority();
     let elsewhere = identity(&ca, &ca);
     write(elsewhere.folder.path(), "other.example", &ca, &ca);
@@ -110,7 +110,7 @@ async fn a_stage_that_is_not_the_host_that_was_dialled_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn certificates_change_while_requests_run() {
+pub async fn certificates_change_while_requests_run() {
     let (old, new) = (authority(), authority());
     let (pod, output) = (identity(&old, &old), identity(&old, &old));
     let stage = stage(0, 1, &pod);
@@ -137,7 +137,7 @@ async fn certificates_change_while_requests_run() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn files_that_cannot_be_used_are_named_and_change_nothing() {
+pub async fn files_that_cannot_be_used_are_named_and_change_nothing() {
     let ca = authority();
     let pod = identity(&ca, &ca);
     let path = pod.folder.path().join("tls.key");

@@ -8,7 +8,7 @@ use crate::fencing::client;
 use crate::support::{alone, answer, ask, engine, prompt, request, soon, stage, stage_at, strict};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stage_told_to_stop_hands_over_what_it_has_begun_and_leaves() {
+pub async fn a_stage_told_to_stop_hands_over_what_it_has_begun_and_leaves() {
     let mut stage = stage(0, 1);
     let options = EngineOptions {
         on_failure: OnFailure::RecomputeLocally,
@@ -33,7 +33,7 @@ async fn a_stage_told_to_stop_hands_over_what_it_has_begun_and_leaves() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_draining_stage_takes_no_new_session_and_says_so() {
+pub async fn a_draining_stage_takes_no_new_session_and_says_so() {
     let mut stage = stage(0, 1);
     let engine = engine(2, &[&stage], strict()).await;
     let mut running = engine.generate(request(prompt(3000)));
@@ -71,7 +71,7 @@ fn uuid() -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_drain_ends_at_its_timeout() {
+pub async fn a_drain_ends_at_its_timeout() {
     let options = StageOptions {
         drain_timeout: Duration::from_millis(300),
         ..StageOptions::default()

@@ -12,7 +12,7 @@ const fn disaggregated(stages: u32) -> Decision {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_and_three_stages_decode_what_one_process_decodes() {
+pub async fn two_and_three_stages_decode_what_one_process_decodes() {
     let (first, second, both) = (stage(0, 0), stage(1, 1), stage(0, 1));
     let two = engine(2, &[&both], strict()).await;
     let three = engine(2, &[&first, &second], strict()).await;
@@ -28,7 +28,7 @@ async fn two_and_three_stages_decode_what_one_process_decodes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_policy_decides_and_says_why() {
+pub async fn the_policy_decides_and_says_why() {
     let stage = stage(0, 1);
     let options = EngineOptions {
         policy: Policy::Adaptive,

@@ -19,7 +19,7 @@ fn lenient() -> EngineOptions {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stage_killed_in_the_middle_is_named_and_the_answer_comes_all_the_same() {
+pub async fn a_stage_killed_in_the_middle_is_named_and_the_answer_comes_all_the_same() {
     let expected = alone(&prompt(LONG)).await;
     for victim in 0..2 {
         let mut stages = [stage(0, 0), stage(1, 1)];
@@ -38,7 +38,7 @@ async fn a_stage_killed_in_the_middle_is_named_and_the_answer_comes_all_the_same
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_policy_fail_fails_within_the_deadline() {
+pub async fn the_policy_fail_fails_within_the_deadline() {
     let mut stages = [stage(0, 0), stage(1, 1)];
     let engine = engine(2, &[&stages[0], &stages[1]], strict()).await;
     let mut generation = engine.generate(request(prompt(LONG)));
@@ -57,7 +57,7 @@ async fn the_policy_fail_fails_within_the_deadline() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_handoff_that_stalls_ends_at_the_deadline() {
+pub async fn a_handoff_that_stalls_ends_at_the_deadline() {
     let silent = || -> OnHandoff {
         let mut passed = 0;
         Box::new(move |frame| {
@@ -95,7 +95,7 @@ async fn a_handoff_that_stalls_ends_at_the_deadline() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stage_that_restarted_serves_the_next_request() {
+pub async fn a_stage_that_restarted_serves_the_next_request() {
     let mut first = stage(0, 0);
     let second = stage(1, 1);
     let engine = engine(2, &[&first, &second], lenient()).await;

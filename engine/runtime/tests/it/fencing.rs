@@ -47,7 +47,7 @@ pub fn at(session: &str, epoch: u64) -> SessionRequest {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_older_epoch_is_fenced_off() {
+pub async fn an_older_epoch_is_fenced_off() {
     let stage = stage(0, 1);
     let mut client = client(&stage).await;
     let opened = terms(&mut client, "s", 2).await;
@@ -155,7 +155,7 @@ pub async fn terms_that_do_not_fit_are_refused_by_name() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_chunk_that_does_not_continue_the_session_is_refused() {
+pub async fn a_chunk_that_does_not_continue_the_session_is_refused() {
     let stage = stage(0, 1);
     let mut client = client(&stage).await;
     let good = TokenChunk {

@@ -47,7 +47,7 @@ async fn renew(client: &mut StageClient<Channel>, session: &str, epoch: u64) -> 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_session_lives_as_long_as_it_is_renewed() {
+pub async fn a_session_lives_as_long_as_it_is_renewed() {
     let stage = brief();
     let mut client = client(&stage).await;
     assert_eq!(hand_over(&mut client, "s", 1).await.frontier, 0);
@@ -67,7 +67,7 @@ async fn a_session_lives_as_long_as_it_is_renewed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_stage_refuses_and_says_when_to_come_again() {
+pub async fn a_full_stage_refuses_and_says_when_to_come_again() {
     let options = StageOptions {
         kv_budget: 80_000,
         lease: Duration::from_secs(30),
@@ -103,7 +103,7 @@ async fn a_full_stage_refuses_and_says_when_to_come_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_session_larger_than_the_stage_is_refused_for_good() {
+pub async fn a_session_larger_than_the_stage_is_refused_for_good() {
     let options = StageOptions {
         kv_budget: 1000,
         ..StageOptions::default()
@@ -115,7 +115,7 @@ async fn a_session_larger_than_the_stage_is_refused_for_good() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_engine_renews_what_it_may_use_again() {
+pub async fn the_engine_renews_what_it_may_use_again() {
     let stage = brief();
     let engine = engine(2, &[&stage], strict()).await;
     let start = prompt(100);

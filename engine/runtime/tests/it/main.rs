@@ -11,6 +11,7 @@ mod leases;
 mod matrix;
 mod meddle;
 mod proxy;
+mod rows;
 mod spares;
 mod store;
 mod support;

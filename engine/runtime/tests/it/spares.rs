@@ -27,7 +27,7 @@ async fn engine(places: &[&[&Served]], options: EngineOptions) -> std::sync::Arc
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_spare_takes_over_within_the_request_and_the_answer_says_so() {
+pub async fn a_spare_takes_over_within_the_request_and_the_answer_says_so() {
     let (mut first, spare, second) = (stage(0, 0), stage(0, 0), stage(1, 1));
     let engine = engine(&[&[&first, &spare], &[&second]], strict()).await;
     let mut generation = engine.generate(request(prompt(2000)));
@@ -54,7 +54,7 @@ async fn a_spare_takes_over_within_the_request_and_the_answer_says_so() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_any_spare_left_the_policy_decides() {
+pub async fn without_any_spare_left_the_policy_decides() {
     let (mut first, mut spare, second) = (stage(0, 0), stage(0, 0), stage(1, 1));
     let options = EngineOptions {
         on_failure: OnFailure::RecomputeLocally,
@@ -69,7 +69,7 @@ async fn without_any_spare_left_the_policy_decides() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_spare_of_other_layers_is_no_spare() {
+pub async fn a_spare_of_other_layers_is_no_spare() {
     let (mut first, wrong) = (stage(0, 1), stage(0, 0));
     let engine = engine(&[&[&first, &wrong]], strict()).await;
     first.kill();

@@ -40,7 +40,7 @@ async fn saved(folder: &Path) -> Vec<u32> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_session_saved_under_one_split_goes_on_under_any_other_and_after_a_restart() {
+pub async fn a_session_saved_under_one_split_goes_on_under_any_other_and_after_a_restart() {
     let folder = tempfile::tempdir().unwrap();
     let next = saved(folder.path()).await;
     let expected = alone(&next).await;
@@ -56,7 +56,7 @@ async fn a_session_saved_under_one_split_goes_on_under_any_other_and_after_a_res
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_spoiled_file_is_never_used() {
+pub async fn a_spoiled_file_is_never_used() {
     let folder = tempfile::tempdir().unwrap();
     let next = saved(folder.path()).await;
     let sound = std::fs::read(&files(folder.path())[0]).unwrap();
@@ -92,7 +92,7 @@ async fn a_spoiled_file_is_never_used() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_disk_that_takes_nothing_costs_only_the_saving() {
+pub async fn a_disk_that_takes_nothing_costs_only_the_saving() {
     let folder = tempfile::tempdir().unwrap();
     let options = EngineOptions {
         store: store(folder.path()),

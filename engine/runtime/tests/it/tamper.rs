@@ -26,7 +26,7 @@ async fn through(change: impl Fn() -> OnHandoff + Send + Sync + 'static) -> Resu
 }
 
 /// Changes the first frame of `kind`.
-fn first_of(kind: KvKind, change: impl Fn(&mut KvFrame) + Send + 'static) -> OnHandoff {
+pub fn first_of(kind: KvKind, change: impl Fn(&mut KvFrame) + Send + 'static) -> OnHandoff {
     let mut done = false;
     Box::new(move |mut frame| {
         if let Some(Frame::Rows(rows)) = &mut frame.frame
@@ -54,12 +54,12 @@ fn edit(data: &Bytes, change: impl FnOnce(&mut [u8])) -> Bytes {
     bytes.freeze()
 }
 
-async fn refusal(change: impl Fn() -> OnHandoff + Send + Sync + 'static) -> String {
+pub async fn refusal(change: impl Fn() -> OnHandoff + Send + Sync + 'static) -> String {
     through(change).await.expect_err("refused").to_string()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_untouched_handoff_passes() {
+pub async fn an_untouched_handoff_passes() {
     let tokens = through(|| Box::new(|frame| Passed::Frames(vec![frame])))
         .await
         .unwrap();
@@ -67,7 +67,7 @@ async fn an_untouched_handoff_passes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_flipped_bit_is_found_by_the_checksum() {
+pub async fn a_flipped_bit_is_found_by_the_checksum() {
     let found = refusal(|| {
         first_of(KvKind::Compressed, |rows| {
             rows.data = edit(&rows.data, |d| d[3] ^= 1)
@@ -78,7 +78,7 @@ async fn a_flipped_bit_is_found_by_the_checksum() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_row_that_the_model_cannot_produce_is_refused_by_layer_kind_and_row() {
+pub async fn a_row_that_the_model_cannot_produce_is_refused_by_layer_kind_and_row() {
     // 0x7f is no E4M3 number.
     let change = |rows: &mut KvFrame| {
         rows.data = edit(&rows.data, |data| data[0] = 0x7f);
@@ -93,7 +93,7 @@ async fn a_row_that_the_model_cannot_produce_is_refused_by_layer_kind_and_row() 
 
 /// What no checksum can find: a valid row with other content, all sums made anew. The answer shows it.
 #[tokio::test(flavor = "multi_thread")]
-async fn another_valid_row_changes_the_tokens() {
+pub async fn another_valid_row_changes_the_tokens() {
     let forge = || -> OnHandoff {
         let mut digest = Sha256::new();
         let mut forged = false;
@@ -127,7 +127,7 @@ async fn another_valid_row_changes_the_tokens() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_commit_that_does_not_match_names_the_field() {
+pub async fn a_commit_that_does_not_match_names_the_field() {
     let cases: [(&str, Change<Commit>); 7] = [
         ("frontier: expected 100, found 101", |c| c.frontier += 1),
         ("token hash: expected ", |c| c.token_hash ^= 1),
@@ -146,7 +146,7 @@ async fn a_commit_that_does_not_match_names_the_field() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn missing_doubled_and_foreign_frames_are_refused() {
+pub async fn missing_doubled_and_foreign_frames_are_refused() {
     let dropped = refusal(|| {
         let mut done = false;
         Box::new(move |frame| {
@@ -191,7 +191,7 @@ async fn missing_doubled_and_foreign_frames_are_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn activations_are_checked_too() {
+pub async fn activations_are_checked_too() {
     let cases: [(&str, Change<ActivationFrame>); 4] = [
         ("activation crc32c: expected ", |f| f.crc32c ^= 1),
         ("bytes of a chunk's activations: expected ", |f| f.total += 4),
@@ -212,7 +212,7 @@ async fn activations_are_checked_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stage_of_another_model_or_build_never_joins() {
+pub async fn a_stage_of_another_model_or_build_never_joins() {
     let cases: [(&str, Change<Description>); 7] = [
         ("protocol: expected 2 (ours), found 3 (theirs)", |d| {
             d.protocol += 1

@@ -21,7 +21,7 @@ async fn cached(engine: &Arc<Engine>, prompt: &[u32]) -> (Decision, Vec<u32>, u3
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_second_turn_computes_only_what_is_new_and_says_so() {
+pub async fn a_second_turn_computes_only_what_is_new_and_says_so() {
     let engine = unconnected(0, &[], EngineOptions::default());
     let first = prompt(150);
     let (_, answered, none) = cached(&engine, &first).await;
@@ -34,7 +34,7 @@ async fn a_second_turn_computes_only_what_is_new_and_says_so() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_same_prompt_again_computes_nothing() {
+pub async fn the_same_prompt_again_computes_nothing() {
     let engine = unconnected(0, &[], EngineOptions::default());
     let first = ask(&engine, &prompt(150)).await.unwrap();
     let (decision, tokens, cached_tokens) = cached(&engine, &prompt(150)).await;
@@ -43,7 +43,7 @@ async fn the_same_prompt_again_computes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn another_answer_than_the_one_given_goes_on_from_the_end_of_the_prompt() {
+pub async fn another_answer_than_the_one_given_goes_on_from_the_end_of_the_prompt() {
     let engine = unconnected(0, &[], EngineOptions::default());
     let first = prompt(150);
     ask(&engine, &first).await.unwrap();
@@ -72,13 +72,13 @@ async fn conversation(engine: &Arc<Engine>) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn turns_over_a_route_go_on_where_the_stages_stand() {
+pub async fn turns_over_a_route_go_on_where_the_stages_stand() {
     let (first, second) = (stage(0, 0), stage(1, 1));
     conversation(&engine(2, &[&first, &second], strict()).await).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn several_handoffs_per_stage_and_small_frames_give_the_same() {
+pub async fn several_handoffs_per_stage_and_small_frames_give_the_same() {
     let both = stage(0, 1);
     for (streams, frame_bytes) in [(1, 300), (2, 1 << 20), (7, 1000)] {
         let options = EngineOptions {
@@ -91,7 +91,7 @@ async fn several_handoffs_per_stage_and_small_frames_give_the_same() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stage_that_lost_the_session_makes_it_again() {
+pub async fn a_stage_that_lost_the_session_makes_it_again() {
     let (mut first, second) = (stage(0, 0), stage(1, 1));
     let engine = engine(2, &[&first, &second], strict()).await;
     let start = prompt(200);
@@ -113,7 +113,7 @@ async fn a_stage_that_lost_the_session_makes_it_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_turn_that_fails_leaves_the_session_as_it_was() {
+pub async fn a_turn_that_fails_leaves_the_session_as_it_was() {
     let (mut first, second) = (stage(0, 0), stage(1, 1));
     let options = EngineOptions {
         on_failure: OnFailure::RecomputeLocally,
@@ -133,7 +133,7 @@ async fn a_turn_that_fails_leaves_the_session_as_it_was() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_leaves_while_a_turn_is_computed_does_not_lose_the_conversation() {
+pub async fn a_client_that_leaves_while_a_turn_is_computed_does_not_lose_the_conversation() {
     let stage = stage(0, 1);
     let engine = engine(2, &[&stage], strict()).await;
     let start = prompt(200);
@@ -149,7 +149,7 @@ async fn a_client_that_leaves_while_a_turn_is_computed_does_not_lose_the_convers
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_budget_of_nothing_keeps_nothing() {
+pub async fn a_budget_of_nothing_keeps_nothing() {
     let options = EngineOptions {
         kv_budget: 0,
         ..EngineOptions::default()
@@ -210,13 +210,13 @@ async fn many(stages: &[&Served]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn eight_conversations_at_once_do_not_see_each_other() {
+pub async fn eight_conversations_at_once_do_not_see_each_other() {
     let (first, second) = (stage(0, 0), stage(1, 1));
     many(&[&first, &second]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_short_question_does_not_wait_for_the_end_of_a_long_prompt() {
+pub async fn a_short_question_does_not_wait_for_the_end_of_a_long_prompt() {
     let stage = stage(0, 1);
     let engine = engine(2, &[&stage], strict()).await;
     let mut long = engine.generate(request(prompt(4000)));

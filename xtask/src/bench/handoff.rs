@@ -1,0 +1,207 @@
+//! `cargo xtask bench handoff`: what a handoff moves, how fast, and what it leaves to wait for.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::Args;
+use serde::Deserialize;
+
+use super::pods::{Pods, model, setting, write};
+use super::report::{Check, Figure, Report, Samples, Unit};
+use crate::repository;
+
+/// Upstream's handoff of the same layers and tokens.
+const UPSTREAM: f64 = 112_289_000.0;
+
+/// Options.
+#[derive(Args)]
+pub struct Handoff {
+    /// Rounds of every figure that varies.
+    #[arg(long, default_value_t = 5, value_name = "N")]
+    rounds: usize,
+    /// Tokens of the prompt.
+    #[arg(long, default_value_t = 15_316, value_name = "N")]
+    tokens: usize,
+    /// Where the report goes too, as JSON.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+#[derive(Deserialize)]
+struct Conversation {
+    wire_bytes: f64,
+    row_bytes: f64,
+    follow_up_wire_bytes: f64,
+    tail_bytes: f64,
+    tail_ms: f64,
+    shown_tail_ms: f64,
+    decode: Decode,
+    cancel_ms: Vec<f64>,
+}
+
+#[derive(Deserialize)]
+struct Decode {
+    handed: Vec<f64>,
+    local: Vec<f64>,
+    kv_bytes: f64,
+    control_bytes: f64,
+    seconds: f64,
+}
+
+#[derive(Deserialize)]
+struct Throughput {
+    bytes_per_second: Vec<f64>,
+    raw_bytes_per_second: Vec<f64>,
+    bytes_above_kv: Vec<f64>,
+    frame_bytes: f64,
+    streams: f64,
+}
+
+impl Handoff {
+    /// Measures, prints the report and writes it.
+    ///
+    /// # Errors
+    /// When something cannot be built or run.
+    pub fn run(self) -> Result<()> {
+        let mut report = Report {
+            title: "Handoff at Flash's KV layout, layers 0 to 21 of 43".into(),
+            setting: setting(),
+            ..Report::default()
+        };
+        let pods = Pods::build()?;
+        let (model, rounds) = (model("flash-narrow.gguf")?, self.rounds.to_string());
+        let common = [("model", model), ("rounds", rounds)];
+        let with = |more: &[(&'static str, String)]| [&common[..], more].concat();
+        let clear: Throughput = pods.measure("throughput", &with(&[("made", "yes".into())]))?;
+        let certificates = repository::cache()
+            .join("bench/certificates")
+            .to_string_lossy()
+            .into_owned();
+        let mtls = [("made", "yes".into()), ("tls", certificates)];
+        let encrypted: Throughput = pods.measure("throughput", &with(&mtls))?;
+        let talk: Conversation = pods.measure("handoff", &with(&[("tokens", self.tokens.to_string())]))?;
+        report.figures = vec![decode(&talk.decode)];
+        report.checks = talk.checks();
+        report.checks.push(clear.share("in the clear", 0.8));
+        report
+            .checks
+            .push(encrypted.share("with mTLS, of a raw stream with mTLS", 0.5));
+        report
+            .checks
+            .push(encrypted.share_of(&clear, "with mTLS, of a raw stream in the clear"));
+        report.checks.push(clear.memory());
+        report.notes = talk.notes(&clear, &encrypted);
+        write("handoff", &report, self.json.as_deref())
+    }
+}
+
+fn median(samples: &[f64]) -> f64 {
+    Samples(samples.to_vec()).median().unwrap_or(f64::NAN)
+}
+
+fn decode(decode: &Decode) -> Figure {
+    Figure {
+        ours: Samples(decode.handed.clone()),
+        theirs: Samples(decode.local.clone()),
+        goal: Some(0.99),
+        ..Figure::new(
+            "decode after a handoff, beside a local session",
+            Unit::TokensPerSecond,
+        )
+    }
+}
+
+fn most(name: &str, found: f64, limit: f64) -> Check {
+    Check {
+        name: name.into(),
+        found,
+        limit,
+        at_least: false,
+    }
+}
+
+impl Conversation {
+    fn checks(&self) -> Vec<Check> {
+        vec![
+            most("MB handed off, on the wire", self.wire_bytes / 1e6, 34.0),
+            most(
+                "MB for the next turn of 24 tokens",
+                self.follow_up_wire_bytes / 1e6,
+                6.0,
+            ),
+            most("MB after the last chunk", self.tail_bytes / 1e6, 3.0),
+            most(
+                "ms from the last chunk to the stage's last frame",
+                self.tail_ms,
+                20.0,
+            ),
+            most(
+                "ms that a request waits for rows after its last chunk",
+                self.shown_tail_ms,
+                20.0,
+            ),
+            most("bytes of KV connections during decode", self.decode.kv_bytes, 0.0),
+            most(
+                "ms from a client's leaving to an idle stage",
+                median(&self.cancel_ms),
+                200.0,
+            ),
+        ]
+    }
+
+    fn notes(&self, clear: &Throughput, encrypted: &Throughput) -> Vec<String> {
+        let rate = |samples: &[f64]| median(samples) / 1e6;
+        vec![
+            format!(
+                "Upstream moves {:.1} MB for the same layers and tokens: {:.2} times as much. Of our bytes on the wire {:.1} % are not rows.",
+                UPSTREAM / 1e6,
+                UPSTREAM / self.wire_bytes,
+                100.0 * (self.wire_bytes / self.row_bytes - 1.0)
+            ),
+            format!(
+                "Medians: {:.0} MB/s in the clear (raw {:.0}), {:.0} MB/s with mTLS (raw {:.0}); rows that a model of no cost makes.",
+                rate(&clear.bytes_per_second),
+                rate(&clear.raw_bytes_per_second),
+                rate(&encrypted.bytes_per_second),
+                rate(&encrypted.raw_bytes_per_second)
+            ),
+            format!(
+                "During {:.1} s of decode {} bytes passed on the connection for calls: renewals of leases, and what keeps a connection alive.",
+                self.decode.seconds, self.decode.control_bytes
+            ),
+        ]
+    }
+}
+
+impl Throughput {
+    fn share(&self, name: &str, limit: f64) -> Check {
+        // Pair by pair: both of a pair had the same machine.
+        let pairs = self.bytes_per_second.iter().zip(&self.raw_bytes_per_second);
+        let shares: Vec<_> = pairs.map(|(ours, raw)| ours / raw).collect();
+        Check {
+            name: format!("handoff's share of a raw TCP stream, {name}"),
+            found: median(&shares),
+            limit,
+            at_least: true,
+        }
+    }
+
+    fn share_of(&self, clear: &Self, name: &str) -> Check {
+        Check {
+            name: format!("handoff's share of a raw TCP stream, {name}"),
+            found: median(&self.bytes_per_second) / median(&clear.raw_bytes_per_second),
+            limit: 0.5,
+            at_least: true,
+        }
+    }
+
+    /// Frames' bytes that the receiver may hold beyond the rows.
+    fn memory(&self) -> Check {
+        let frames = self.frame_bytes * self.streams;
+        most(
+            "receiver's memory above the KV, in frames of all streams",
+            median(&self.bytes_above_kv) / frames,
+            2.0,
+        )
+    }
+}
