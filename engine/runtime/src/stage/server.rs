@@ -99,7 +99,7 @@ impl StageServer {
         let sessions = Arc::new(Sessions::new(self.limits(), stop.clone()));
         let shared = Shared {
             slice: self.slice,
-            compute: Compute::start(),
+            compute: Compute::start(()),
             sessions: Arc::clone(&sessions),
             dialer: Dialer::new(self.options.tls.clone()),
         };
