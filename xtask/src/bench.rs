@@ -8,6 +8,7 @@ mod llama;
 mod machine;
 mod plot;
 mod report;
+mod serving;
 
 use anyhow::Result;
 use clap::Subcommand;
@@ -20,6 +21,8 @@ pub enum Bench {
         after_help = "Examples:\n  cargo xtask bench engine --quick                     a few minutes, one round: is it about right?\n  cargo xtask bench engine --json engine.json          the whole comparison, three interleaved rounds\n  cargo xtask bench engine --threads 8 --pin 0-7 --model flash.gguf\n\nThe report (Markdown, JSON, SVG) lies in .cache/bench/engine afterwards."
     )]
     Engine(engine::Engine),
+    /// What a long prompt costs those beside it: first tokens of short prompts, next tokens of running answers.
+    Serving(serving::Serving),
 }
 
 impl Bench {
@@ -30,6 +33,7 @@ impl Bench {
     pub fn run(self) -> Result<()> {
         match self {
             Self::Engine(engine) => engine.run(),
+            Self::Serving(serving) => serving.run(),
         }
     }
 }
