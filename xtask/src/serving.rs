@@ -95,6 +95,9 @@ impl Server {
         self.output = Some(Started::spawn(name, &mut command, &self.folder)?);
         let ready = format!("{}/readyz", self.url);
         wait("it is ready", PATIENCE, || {
+            for process in self.output.iter().chain(&self.stages) {
+                process.check()?;
+            }
             Ok(match ureq::get(&ready).call() {
                 Ok(_) => Probe::Ready(()),
                 Err(_) => Probe::Waiting(String::new()),

@@ -44,7 +44,7 @@ impl Soak {
         std::fs::create_dir_all(&folder)?;
         let prompts = Prompts::new(self.prompts, self.seed);
         let reference = Arc::new(step("one session alone answers every prompt", || {
-            let alone = Server::alone(&folder, &["--sessions", "1", "--kept-budget", "0"])?;
+            let alone = Server::alone(&folder, &["--sessions", "1", "--kept-budget", "1"])?;
             Reference::of(&alone.url, &prompts)
         })?);
         let mut server = step("two stages and an output pod start", || {

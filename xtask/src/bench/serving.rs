@@ -73,7 +73,7 @@ impl Serving {
             "--sessions",
             "16",
             "--kept-budget",
-            "0",
+            "1",
         ];
         let here = {
             let server = Server::alone(&folder, &flags)?;

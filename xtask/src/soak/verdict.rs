@@ -10,10 +10,9 @@ use super::Soak;
 use super::stream::Tally;
 use crate::process::Started;
 
-/// Most tokens of the best stream over those of the worst. In a short run a single request more or less weighs more.
+/// Most tokens of the best stream over those of the worst.
 const FAIR: f64 = 1.3;
-const FAIR_SHORT: f64 = 2.0;
-/// From so many seconds on a run is a long one: memory can be judged.
+/// From so many seconds on a run is a long one: memory and fairness can be judged. In a short one a single answer more or less decides.
 const LONG: u64 = 120;
 /// Growth of memory over the second half of a long run, as a part of its mean: measurements and the allocator's noise are below it.
 const FLAT: f64 = 0.05;
@@ -98,7 +97,6 @@ impl Verdict {
     /// Whether it may be so.
     pub(super) fn check(&self) -> Result<()> {
         let (long, mut bad) = (self.seconds >= LONG, Vec::new());
-        let fair = if long { FAIR } else { FAIR_SHORT };
         if !self.total.wrong.is_empty() {
             bad.push(format!(
                 "{} wrong; the first: {}",
@@ -106,11 +104,14 @@ impl Verdict {
                 self.total.wrong[0]
             ));
         }
-        if self.fairness() > fair || self.fewest == 0 {
+        if long && self.fairness() > FAIR {
             bad.push(format!(
-                "fairness: expected at most {fair}, found {:.2}",
+                "fairness: expected at most {FAIR}, found {:.2}",
                 self.fairness()
             ));
+        }
+        if self.fewest == 0 {
+            bad.push("fairness: a stream has got nothing".into());
         }
         if long && self.growth() > FLAT {
             bad.push(format!(
