@@ -1,5 +1,7 @@
 //! `cargo xtask page`: the status page in a real browser, at a phone's and a desk's width, light and dark.
 
+use std::io::{Read, Write};
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -91,12 +93,11 @@ impl Look<'_> {
         command.arg(format!("--screenshot={}", shot.display()));
         self.quiet(command.arg(url))?;
         ensure!(shot.exists(), "{name}: no picture was taken");
-        let probe = self.folder.join(format!("{name}.html"));
-        std::fs::write(&probe, self.probe(url))?;
+        let probe = serve(self.probe(url))?;
         let mut command = self.command();
-        // The probe looks into a frame of another origin.
+        // The probe looks into a frame of another port.
         command.args(["--disable-web-security", "--dump-dom"]);
-        let document = self.quiet(command.arg(format!("file://{}", probe.display())))?;
+        let document = self.quiet(command.arg(probe))?;
         self.found(&document)
     }
 
@@ -195,6 +196,27 @@ setTimeout(() => {{
         );
         Ok(())
     }
+}
+
+/// A page at a loopback address of its own, for as long as this process runs.
+fn serve(page: String) -> Result<String> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let address = listener.local_addr()?;
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            // A browser also asks for an icon; it gets the same.
+            let mut head = [0; 4096];
+            let answer = format!(
+                "HTTP/1.1 200 OK\r\ncontent-type: text/html; charset=utf-8\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{page}",
+                page.len()
+            );
+            // One that leaves is the browser's own matter.
+            let _ = stream
+                .read(&mut head)
+                .and_then(|_| stream.write_all(answer.as_bytes()));
+        }
+    });
+    Ok(format!("http://{address}/"))
 }
 
 /// Mean of the three parts of `rgb(r, g, b)`.
