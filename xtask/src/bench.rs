@@ -13,6 +13,7 @@ mod pipeline;
 mod plot;
 mod pods;
 mod report;
+mod serving;
 
 use anyhow::Result;
 use clap::Subcommand;
@@ -33,6 +34,8 @@ pub enum Bench {
     /// Prefill by two and three stages of one core each, beside one process on one core.
     #[command(after_help = "The report (Markdown, JSON) lies in .cache/bench/pipeline.")]
     Pipeline(pipeline::Pipeline),
+    /// What a long prompt costs those beside it: first tokens of short prompts, next tokens of running answers.
+    Serving(serving::Serving),
 }
 
 impl Bench {
@@ -45,6 +48,7 @@ impl Bench {
             Self::Engine(engine) => engine.run(),
             Self::Handoff(handoff) => handoff.run(),
             Self::Pipeline(pipeline) => pipeline.run(),
+            Self::Serving(serving) => serving.run(),
         }
     }
 }

@@ -12,7 +12,8 @@ use xtask::cluster::{self, Cluster, Provider};
 use xtask::fuzz::{self, Target};
 use xtask::images::{self, Name};
 use xtask::sanitize::{self, Tool};
-use xtask::{darwin, demo, fatbin, formats, journey, oracle, processes, sdk, steps};
+use xtask::soak::Soak;
+use xtask::{darwin, demo, fatbin, formats, journey, oracle, page, processes, sdk, steps};
 
 /// Commands of the DS4 repository.
 #[derive(Parser)]
@@ -89,6 +90,10 @@ enum Xtask {
     },
     /// Runs the official clients of OpenAI and Anthropic and schemathesis against a real server.
     Sdk,
+    /// Looks at the status page in headless Chromium: console, widths, dark and light.
+    Page,
+    /// Many streams at once over stages that are killed, stopped and restarted: every token checked, memory, fairness.
+    Soak(Soak),
     /// A real Kubernetes of several nodes on this machine.
     #[command(subcommand)]
     Cluster(ClusterCommand),
@@ -221,6 +226,8 @@ fn run(command: Xtask) -> Result<()> {
         Xtask::Fatbin { write } => fatbin::run(write),
         Xtask::Darwin => darwin::run(),
         Xtask::Sdk => sdk::run(),
+        Xtask::Page => page::run(),
+        Xtask::Soak(soak) => soak.run(),
         Xtask::Cluster(command) => run_cluster(command),
         Xtask::Images => {
             for archive in images::build(&Name::OURS)? {

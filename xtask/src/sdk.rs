@@ -42,6 +42,11 @@ pub fn run() -> Result<()> {
         "OpenAI's and Anthropic's Python clients",
         command.arg(self::script("check.py")),
     )?;
+    let mut command = server.environment(Command::new(&python));
+    check(
+        "every answer is of the types that OpenAI and Anthropic publish",
+        command.arg(self::script("conformance.py")),
+    )?;
     let short = Server::start(&folder, SHORT_CONTEXT)?;
     check(
         "schemathesis on the published description",

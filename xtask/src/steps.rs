@@ -79,6 +79,27 @@ const STEPS: &[Step] = &[
         rustdoc_flags: "",
     },
     Step {
+        name: "page",
+        arguments: &["run", "--quiet", "--package", "xtask", "--", "page"],
+        rustdoc_flags: "",
+    },
+    Step {
+        name: "soak",
+        arguments: &[
+            "run",
+            "--quiet",
+            "--package",
+            "xtask",
+            "--",
+            "soak",
+            "--seconds",
+            "25",
+            "--prompts",
+            "32",
+        ],
+        rustdoc_flags: "",
+    },
+    Step {
         name: "journey",
         arguments: &["run", "--quiet", "--package", "xtask", "--", "journey"],
         rustdoc_flags: "",

@@ -194,9 +194,12 @@ pub(crate) struct RouteArguments {
     /// Most bytes of KV rows in one frame, up to 4MiB.
     #[arg(long, env = "DS4_FRAME_BYTES", default_value = "1MiB", value_name = "SIZE", value_parser = crate::sizes::bytes)]
     pub(crate) frame_bytes: u64,
-    /// Bytes of KV kept here for later turns.
+    /// Bytes of KV of running requests and of sessions kept for later turns together; a request is set aside what it may come to hold.
     #[arg(long, env = "DS4_KV_BUDGET", default_value = "4GiB", value_name = "SIZE", value_parser = crate::sizes::bytes)]
     pub(crate) kv_budget: u64,
+    /// Most of these for sessions kept for later turns [default: all that running requests leave].
+    #[arg(long, env = "DS4_KEPT_BUDGET", value_name = "SIZE", value_parser = crate::sizes::bytes)]
+    pub(crate) kept_budget: Option<u64>,
     #[command(flatten)]
     pub(crate) tls: TlsArguments,
 }
@@ -240,8 +243,8 @@ pub(crate) struct ServeArguments {
     /// The model id that clients send [default: the file's name].
     #[arg(long, env = "DS4_MODEL_NAME", value_name = "NAME")]
     pub(crate) model_name: Option<String>,
-    /// Requests that are computed at once, taking turns.
-    #[arg(long, env = "DS4_SESSIONS", default_value_t = 4, value_name = "N")]
+    /// Requests that are computed at once: their answers take a token each in every pass over the model.
+    #[arg(long, env = "DS4_SESSIONS", default_value_t = 16, value_name = "N")]
     pub(crate) sessions: usize,
     /// Folder where sessions outlive memory and this process; a session saved under one split loads under any other.
     #[arg(long, env = "DS4_SESSION_DIR", value_name = "DIR")]
@@ -249,9 +252,15 @@ pub(crate) struct ServeArguments {
     /// Bytes of sessions in that folder; those of least value go first.
     #[arg(long, env = "DS4_SESSION_BYTES", default_value = "16GiB", value_name = "SIZE", value_parser = crate::sizes::bytes)]
     pub(crate) session_bytes: u64,
-    /// Requests that may wait.
+    /// Requests that may wait; more are answered with 429 and a time to try again.
     #[arg(long, env = "DS4_QUEUE", default_value_t = 32, value_name = "N")]
     pub(crate) queue: usize,
+    /// Longest wait; then the answer is 503 with a time to try again.
+    #[arg(long, env = "DS4_QUEUE_TIMEOUT", default_value = "60s", value_name = "TIME", value_parser = crate::sizes::duration)]
+    pub(crate) queue_timeout: std::time::Duration,
+    /// How many times as long as alone a token of a running answer may take for the sake of prompts.
+    #[arg(long, env = "DS4_STRETCH", default_value_t = 1.7, value_name = "N")]
+    pub(crate) stretch: f64,
     /// File with one key a line, or the folder of a mounted Secret; without it everyone may ask.
     #[arg(long, env = "DS4_API_KEYS_FILE", value_name = "FILE")]
     pub(crate) api_keys_file: Option<PathBuf>,

@@ -148,6 +148,31 @@ pub enum EngineError {
         /// When to try again.
         retry_after: Duration,
     },
+    /// No seat came free in time.
+    #[error("no session came free within {waited:?}; {waiting} requests wait; try again in {retry_after:?}")]
+    Waited {
+        /// How long this one waited.
+        waited: Duration,
+        /// Requests that still wait.
+        waiting: usize,
+        /// When to try again.
+        retry_after: Duration,
+    },
+    /// The time that the request gave is up.
+    #[error("the deadline of the request has passed")]
+    Deadline,
+    /// One session that would hold more KV than all may.
+    #[error(
+        "kv budget: expected at most {most} bytes, found {found} for the {tokens} tokens of prompt and answer; ask for fewer"
+    )]
+    Budget {
+        /// The budget.
+        most: u64,
+        /// What the request may come to hold.
+        found: u64,
+        /// Its tokens.
+        tokens: u64,
+    },
     /// The process ends.
     #[error("the server is shutting down")]
     ShuttingDown,

@@ -1,15 +1,15 @@
 //! A request to the engine and what comes back.
 
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ds4_model::choice::{Logprobs, Shaping};
 use ds4_model::sampling::Sampling;
 use tokio::sync::mpsc;
 use tracing::Span;
 
-use crate::EngineError;
 use crate::route::HandoffReport;
+use crate::{EngineError, Flow};
 
 /// What to generate.
 #[derive(Debug)]
@@ -24,6 +24,10 @@ pub struct Generate {
     pub max_tokens: u32,
     /// Go on after an end-of-sequence token.
     pub ignore_eos: bool,
+    /// Whose request it is and how urgent: what it shares the machine by.
+    pub flow: Flow,
+    /// When it is too late for an answer.
+    pub deadline: Option<Instant>,
     /// The request's span; the engine's spans nest in it.
     pub parent: Span,
 }

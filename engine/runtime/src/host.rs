@@ -3,22 +3,59 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::compute::Compute;
+use crate::compute::{Compute, Work};
 use crate::net::{Dialer, Tls};
 
-/// A thread that computes and a way to connect. Tests put a task and a network of their own in their place.
+/// Where work is done and a way to connect. Tests put tasks and a network of their own in their place.
 #[derive(Clone, Debug)]
 pub(crate) struct Host {
-    pub(crate) compute: Compute,
+    workplace: Workplace,
     pub(crate) dialer: Dialer,
+}
+
+#[derive(Clone)]
+enum Workplace {
+    Thread,
+    /// A task, which pauses so long before every piece of work.
+    #[cfg(test)]
+    Task(Arc<dyn Fn() -> std::time::Duration + Send + Sync>),
+}
+
+impl std::fmt::Debug for Workplace {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Workplace").finish_non_exhaustive()
+    }
 }
 
 impl Host {
     /// This process.
     pub(crate) fn real(tls: Option<Arc<Tls>>) -> Self {
         Self {
-            compute: Compute::start(),
+            workplace: Workplace::Thread,
             dialer: Dialer::new(tls),
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn simulated(
+        pause: impl Fn() -> std::time::Duration + Send + Sync + 'static,
+        dialer: Dialer,
+    ) -> Self {
+        Self {
+            workplace: Workplace::Task(Arc::new(pause)),
+            dialer,
+        }
+    }
+
+    /// Starts to work.
+    pub(crate) fn compute<W: Work>(&self, work: W) -> Compute<W> {
+        match &self.workplace {
+            Workplace::Thread => Compute::start(work),
+            #[cfg(test)]
+            Workplace::Task(pause) => {
+                let pause = Arc::clone(pause);
+                Compute::simulated(work, move || pause())
+            }
         }
     }
 }

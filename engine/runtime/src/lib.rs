@@ -23,7 +23,7 @@ mod stage;
 mod store;
 
 pub use describe::{Identity, Incompatible};
-pub use engine::{Adaptive, Choice, Demand, Reason, Way};
+pub use engine::{Adaptive, Choice, Demand, Flow, Priority, Reason, Way};
 pub use engine::{Engine, EngineOptions, EngineStatus, LogitsReport, OnFailure, Policy};
 pub use error::{EngineError, RouteError};
 pub use generate::{Decision, Event, FinishReason, Finished, Generate, Generation, Handed, Timings};

@@ -4,9 +4,10 @@ use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Instant;
 
 use ds4_model::choice::Logprobs;
-use ds4_runtime::{Decision, Event, Generate, Timings};
+use ds4_runtime::{Decision, Event, Flow, Generate, Timings};
 use ds4_tokenizer::Tokenizer;
 use ds4_tokenizer::dsml::Quality;
 use futures::Stream;
@@ -28,6 +29,13 @@ pub(crate) enum Happening {
     Decided(Decision),
     Parts(usize, Vec<Part>, Vec<Score>),
     Ended(usize, Finish, Vec<Score>),
+}
+
+/// What the request shares the machine by.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Standing {
+    pub(crate) flow: Flow,
+    pub(crate) deadline: Option<Instant>,
 }
 
 type Events = Pin<Box<dyn Stream<Item = Event> + Send>>;
@@ -60,6 +68,7 @@ impl<'a> Drive<'a> {
         loaded: &'a Loaded,
         ask: &Ask,
         prompt: Vec<u32>,
+        standing: Standing,
         span: &Span,
     ) -> Result<Self, ApiError> {
         let room = loaded
@@ -78,6 +87,8 @@ impl<'a> Drive<'a> {
                 shaping,
                 max_tokens: ask.wishes.max_tokens.unwrap_or(room),
                 ignore_eos: ask.wishes.ignore_eos,
+                flow: standing.flow,
+                deadline: standing.deadline,
                 parent: span.clone(),
             });
             let events = unfold(generation, |mut generation| async move {

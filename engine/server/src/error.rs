@@ -179,7 +179,20 @@ impl From<&EngineError> for ApiError {
             }
             EngineError::EmptyPrompt => Self::invalid("messages", message),
             EngineError::Busy { retry_after, .. } => Self::rate_limited(message, retry_after.as_secs()),
-            EngineError::ShuttingDown => Self::new(StatusCode::SERVICE_UNAVAILABLE, message),
+            EngineError::Waited { retry_after, .. } => Self {
+                retry_after: Some(retry_after.as_secs().max(1)),
+                ..Self::new(StatusCode::SERVICE_UNAVAILABLE, message).coded("overloaded")
+            },
+            EngineError::Deadline => {
+                Self::new(StatusCode::GATEWAY_TIMEOUT, message).coded("deadline_exceeded")
+            }
+            EngineError::Budget { .. } => {
+                Self::invalid("max_tokens", message).coded("context_length_exceeded")
+            }
+            EngineError::ShuttingDown => Self {
+                retry_after: Some(1),
+                ..Self::new(StatusCode::SERVICE_UNAVAILABLE, message)
+            },
             EngineError::Route(RouteError::Full { retry_after, .. }) => Self {
                 retry_after: Some(retry_after.as_secs().max(1)),
                 ..Self::new(StatusCode::SERVICE_UNAVAILABLE, message).coded("disaggregation_full")

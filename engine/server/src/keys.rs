@@ -97,7 +97,7 @@ impl Bucket {
 }
 
 /// As OpenAI's clients send it, or as Anthropic's do.
-fn given(headers: &HeaderMap) -> Option<&str> {
+pub(crate) fn given(headers: &HeaderMap) -> Option<&str> {
     let bearer = headers
         .get(header::AUTHORIZATION)
         .and_then(|value| value.to_str().ok())

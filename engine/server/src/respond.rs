@@ -17,8 +17,9 @@ use tracing::{Instrument, Span};
 use crate::DECISION_HEADER;
 use crate::app::{App, Loaded};
 use crate::ask::Ask;
+use crate::ask::share::deadline;
 use crate::dialect::{Dialect, Frame, Whole};
-use crate::drive::{Drive, Happening};
+use crate::drive::{Drive, Happening, Standing};
 use crate::error::{ApiError, Shape};
 use crate::journal::{Entry, Outcome};
 
@@ -76,6 +77,10 @@ impl Call<'_> {
         ask: Ask,
         dialect: D,
     ) -> Result<Response, ApiError> {
+        let standing = Standing {
+            flow: ask.share.flow(self.headers),
+            deadline: deadline(self.headers, Instant::now())?,
+        };
         let prompt = ask.prompt.tokens(&loaded.tokenizer);
         let span = tracing::info_span!(
             "chat",
@@ -100,13 +105,14 @@ impl Call<'_> {
                 app: Arc::clone(self.app),
                 ask,
                 prompt,
+                standing,
                 span,
                 entry,
                 keep_alive,
             };
             return streamed.respond(dialect).await;
         }
-        let mut drive = Drive::start(self.app, loaded, &ask, prompt, &span)?;
+        let mut drive = Drive::start(self.app, loaded, &ask, prompt, standing, &span)?;
         let answered = whole(&mut drive, ask.choices, dialect, &entry).await;
         entry.settle(&drive, &span, answered.as_ref().err());
         answered
@@ -166,6 +172,7 @@ struct Streamed {
     app: Arc<App>,
     ask: Ask,
     prompt: Vec<u32>,
+    standing: Standing,
     span: Span,
     entry: Entry,
     keep_alive: Duration,
@@ -208,12 +215,13 @@ impl Streamed {
             app,
             ask,
             prompt,
+            standing,
             span,
             entry,
             keep_alive,
         } = self;
         let Some(loaded) = app.loaded() else { return };
-        let mut drive = match Drive::start(&app, loaded, &ask, prompt, &span) {
+        let mut drive = match Drive::start(&app, loaded, &ask, prompt, standing, &span) {
             Ok(drive) => drive,
             Err(error) => {
                 // The receiver is there unless the client left.

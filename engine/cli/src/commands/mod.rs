@@ -71,6 +71,7 @@ fn options(route: &RouteArguments, context: usize, eos: Vec<u32>) -> Result<Engi
         streams: route.handoff_streams,
         frame_bytes: usize::try_from(route.frame_bytes).unwrap_or(usize::MAX),
         kv_budget: route.kv_budget,
+        kept_budget: route.kept_budget.unwrap_or(u64::MAX),
         tls: certificates(&route.tls)?,
         prefill_chunk: route.prefill_chunk,
         window: route.window,

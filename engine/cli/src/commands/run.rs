@@ -95,6 +95,8 @@ async fn generate(
         shaping: ds4_model::choice::Shaping::default(),
         max_tokens,
         ignore_eos,
+        flow: ds4_runtime::Flow::default(),
+        deadline: None,
         parent,
     });
     let mut decoder = tokenizer.decoder();

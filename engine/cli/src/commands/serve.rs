@@ -81,6 +81,8 @@ fn prepare(model: &Model, own: LayerSpan, arguments: &ServeArguments, app: &App)
     let mut engine_options = options(&arguments.route, model.config.context_length, eos)?;
     engine_options.queue = arguments.queue;
     engine_options.sessions = arguments.sessions;
+    engine_options.queue_timeout = arguments.queue_timeout;
+    engine_options.stretch = arguments.stretch;
     if let Some(folder) = &arguments.session_dir {
         let store = SessionStore::open(folder, arguments.session_bytes, slice.info());
         let named = || format!("--session-dir {}", folder.display());

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use ds4_model::choice::Shaping;
 use ds4_model::sampling::Sampling;
-use ds4_runtime::{Engine, Event, Generate};
+use ds4_runtime::{Engine, Event, Flow, Generate};
 
 use crate::Options;
 use crate::pods::{SPLIT, Wire, ask, engine, engine_options, flash, prompt, spawn, write};
@@ -79,6 +79,8 @@ async fn rate(engine: &Arc<Engine>, prompt: Vec<u32>) -> (f64, Wire, Duration) {
         shaping: Shaping::default(),
         max_tokens: DECODED,
         ignore_eos: true,
+        flow: Flow::default(),
+        deadline: None,
         parent: tracing::Span::none(),
     });
     let (mut first, mut wire, mut count) = (None, Wire::now(), 0);
@@ -141,6 +143,8 @@ async fn cancelled(engine: &Arc<Engine>, pid: u32, rounds: usize) -> Vec<f64> {
             shaping: Shaping::default(),
             max_tokens: 1,
             ignore_eos: true,
+            flow: Flow::default(),
+            deadline: None,
             parent: tracing::Span::none(),
         });
         while !matches!(generation.next().await, Some(Event::Prefill { .. })) {}

@@ -11,8 +11,8 @@ use ds4_model::choice::Shaping;
 use ds4_model::sampling::Sampling;
 use ds4_model::{Graph, ModelSlice, Numerics};
 use ds4_runtime::{
-    Decision, Engine, EngineOptions, Event, Finished, Generate, OnFailure, Policy, StageOptions, StageServer,
-    Tls,
+    Decision, Engine, EngineOptions, Event, Finished, Flow, Generate, OnFailure, Policy, StageOptions,
+    StageServer, Tls,
 };
 use ds4_synth::{Dims, Preset};
 use ds4_telemetry::metrics::{Metrics, WireLabel};
@@ -270,6 +270,8 @@ pub async fn ask(engine: &Arc<Engine>, prompt: Vec<u32>, max_tokens: u32) -> Ans
         shaping: Shaping::default(),
         max_tokens,
         ignore_eos: true,
+        flow: Flow::default(),
+        deadline: None,
         parent: tracing::Span::none(),
     });
     let (mut decision, mut tokens) = (None, Vec::new());

@@ -3,28 +3,28 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use ds4_model::choice::{Choice, Chooser};
-use ds4_model::{Hidden, ModelSlice};
+use ds4_model::choice::Chooser;
 use ds4_telemetry::metrics::Metrics;
 use ds4_telemetry::names;
 use tokio::sync::mpsc;
 use tracing::{Instrument, Span};
 
-use super::Engine;
-use super::held::Held;
-use super::prompt::{Prompted, internal};
+use super::passes::{Answer, End, Until};
+use super::prompt::Prompted;
+use super::{Admitted, Engine};
 use crate::EngineError;
-use crate::generate::{Event, FinishReason, Finished, Generate, Handed, Timings};
+use crate::compute::Lost;
+use crate::generate::{Event, Finished, Generate, Handed, Timings};
 
 impl Engine {
-    /// Decodes alone: no stage takes part from here on. Token by token, so that sessions alternate.
+    /// Decodes alone: no stage takes part from here on. All answers that run take a token each in every pass.
     pub(super) async fn decode(
         self: &Arc<Self>,
         request: Generate,
         prompted: Prompted,
         events: mpsc::Sender<Event>,
-        started: Instant,
-        timings: Timings,
+        (started, mut timings): (Instant, Timings),
+        admitted: Admitted<'_>,
     ) -> Result<(), EngineError> {
         let span = tracing::info_span!(
             "ds4.decode",
@@ -37,62 +37,33 @@ impl Engine {
         #[allow(clippy::cast_possible_truncation)] // bounded by the context
         let cached_tokens = prompted.cached as u32;
         let handed = Handed::of(&prompted.handoffs);
-        let wanted = Wanted {
+        let until = Until {
             tokens: request.max_tokens,
-            ignore_eos: request.ignore_eos,
+            eos: if request.ignore_eos {
+                Vec::new()
+            } else {
+                self.options.eos.clone()
+            },
+            deadline: request.deadline,
         };
-        let decoder = Decoder {
-            slice: Arc::clone(&self.slice),
-            held: prompted.held,
-            hidden: prompted.hidden,
-            chooser: Chooser::new(&request.sampling, request.shaping),
-            chosen: None,
+        let chooser = Chooser::new(&request.sampling, request.shaping);
+        let (held, hidden) = (prompted.held, &prompted.hidden);
+        let (answer, ended) = Answer::new(held, hidden, chooser, until, events.clone(), &self.compute);
+        self.compute.join(answer);
+        let work = async {
+            let end = ended.await;
+            Span::current().record("tokens", end.as_ref().map_or(0, |end| end.count));
+            end
         };
-        let work = self.answer(wanted, decoder, &events, started, timings);
-        let (decoder, reason, timings) = work.instrument(span).await?;
-        self.keep(decoder.held).await;
-        // A client that left does not need the end.
-        let _ = events
-            .send(Event::Finished(Finished {
-                reason,
-                timings,
-                cached_tokens,
-                handed,
-            }))
-            .await;
-        Ok(())
-    }
-
-    async fn answer(
-        &self,
-        wanted: Wanted,
-        mut decoder: Decoder,
-        events: &mpsc::Sender<Event>,
-        started: Instant,
-        mut timings: Timings,
-    ) -> Result<(Decoder, FinishReason, Timings), EngineError> {
-        let mut first = None;
-        let (mut count, mut reason) = (0_u32, FinishReason::Length);
-        while count < wanted.tokens {
-            let stepped = self.compute.run(move || decoder.next()).await.map_err(internal)?;
-            let (next, Choice { token, logprobs }) = stepped?;
-            decoder = next;
-            first.get_or_insert_with(Instant::now);
-            if !wanted.ignore_eos && self.options.eos.contains(&token) {
-                reason = FinishReason::Stop;
-                break;
-            }
-            count += 1;
-            // A client that left ends the work here.
-            let told = match logprobs {
-                Some(logprobs) => events.send(Event::Logprobs(logprobs)).await,
-                None => Ok(()),
-            };
-            if told.is_err() || events.send(Event::Token(token)).await.is_err() {
-                break;
-            }
-        }
-        Span::current().record("tokens", count);
+        let End {
+            held,
+            result,
+            count,
+            first,
+        } = work
+            .instrument(span)
+            .await
+            .map_err(|_| EngineError::Internal(Lost.to_string()))?;
         Metrics::global().generated_tokens.inc_by(u64::from(count));
         if let Some(first) = first {
             timings.first_token = first - started;
@@ -100,40 +71,19 @@ impl Engine {
             let seconds = timings.first_token.as_secs_f64();
             Metrics::global().first_token_seconds.observe(seconds);
         }
-        Ok((decoder, reason, timings))
-    }
-}
-
-/// How long an answer may become.
-#[derive(Clone, Copy)]
-struct Wanted {
-    tokens: u32,
-    ignore_eos: bool,
-}
-
-/// A session that has all it needs.
-struct Decoder {
-    slice: Arc<dyn ModelSlice>,
-    held: Held,
-    hidden: Hidden,
-    chooser: Chooser,
-    /// The token that the rows do not hold yet.
-    chosen: Option<u32>,
-}
-
-impl Decoder {
-    /// Computes the last token, if any, and chooses the next.
-    fn next(mut self) -> Result<(Self, Choice), EngineError> {
-        if let Some(token) = self.chosen {
-            self.hidden = self.slice.embed(&[token])?;
-            self.slice
-                .forward(&[token], &mut self.hidden, self.held.kv.kv_mut())?;
-            self.held.tokens.push(token);
+        // What was set aside for the session is free for it at rest.
+        drop(admitted);
+        if let Some(held) = held {
+            self.keep(held).await;
         }
-        let logits = self.slice.logits(&self.hidden, self.hidden.tokens() - 1)?;
-        let choice = self.chooser.choose(&logits);
-        let choice = choice.map_err(|error| EngineError::Internal(error.to_string()))?;
-        self.chosen = Some(choice.token);
-        Ok((self, choice))
+        let finished = Finished {
+            reason: result?,
+            timings,
+            cached_tokens,
+            handed,
+        };
+        // A client that left does not need the end.
+        let _ = events.send(Event::Finished(finished)).await;
+        Ok(())
     }
 }

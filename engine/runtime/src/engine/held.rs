@@ -102,21 +102,12 @@ impl Held {
 }
 
 /// Sessions at rest, the longest unused first.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Cache {
-    budget: u64,
     sessions: Vec<Held>,
 }
 
 impl Cache {
-    /// Holds at most `budget` bytes.
-    pub(crate) const fn new(budget: u64) -> Self {
-        Self {
-            budget,
-            sessions: Vec::new(),
-        }
-    }
-
     /// How much of `prompt` is held.
     pub(crate) fn shared(&self, prompt: &[u32]) -> usize {
         self.sessions
@@ -137,17 +128,19 @@ impl Cache {
         (shared > 0).then(|| self.sessions.remove(best))
     }
 
-    /// Keeps a session; returns those that had to go for it. One that continues an older one replaces it.
-    pub(crate) fn put(&mut self, held: Held) -> Vec<Held> {
+    /// Keeps a session.
+    pub(crate) fn put(&mut self, held: Held) {
         self.sessions.push(held);
-        let mut bytes = self.bytes();
-        let mut gone = Vec::new();
-        while bytes > self.budget && !self.sessions.is_empty() {
-            let oldest = self.sessions.remove(0);
-            bytes -= oldest.bytes();
-            gone.push(oldest);
+    }
+
+    /// Keeps to `budget` bytes; returns those that had to go for it.
+    pub(crate) fn shrink(&mut self, budget: u64) -> Vec<Held> {
+        let (mut bytes, mut go) = (self.bytes(), 0);
+        while bytes > budget && go < self.sessions.len() {
+            bytes -= self.sessions[go].bytes();
+            go += 1;
         }
-        gone
+        self.sessions.drain(..go).collect()
     }
 
     pub(crate) fn bytes(&self) -> u64 {

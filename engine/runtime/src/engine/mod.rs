@@ -4,13 +4,18 @@ mod decode;
 mod held;
 mod lease;
 mod options;
+mod passes;
 mod persist;
 mod policy;
 mod prompt;
+mod schedule;
+mod seats;
 mod turn;
 mod watch;
 
+pub(crate) use self::passes::{Chunk, Member, Passes};
 pub use self::policy::{Adaptive, Choice, Demand, Reason, Way};
+pub use self::schedule::{Flow, Priority};
 pub use options::{EngineOptions, EngineStatus, LogitsReport, OnFailure, Policy};
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -21,14 +26,15 @@ use ds4_gguf::LayerSpan;
 use ds4_model::ModelSlice;
 use ds4_telemetry::metrics::{DecisionLabel, Metrics};
 use ds4_telemetry::names;
-use tokio::sync::{Notify, Semaphore, mpsc, watch as channel};
+use tokio::sync::{Notify, mpsc, watch as channel};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, Span};
 
 use self::held::{Cache, Held};
 use self::lease::Leases;
-use self::prompt::Prompted;
+use self::prompt::{Listener, Prompted};
+use self::seats::{NoSeat, Place, Seats};
 use self::turn::Turn;
 use crate::compute::Compute;
 use crate::generate::{Event, Generate, Generation, Timings};
@@ -46,12 +52,12 @@ pub struct Engine {
     /// The stages' addresses in order; each with its spares.
     places: Vec<Vec<String>>,
     options: EngineOptions,
-    compute: Compute,
+    compute: Compute<Passes>,
     pool: Pool,
     route: channel::Sender<(RouteState, Option<Route>)>,
     recheck: Notify,
     was_complete: std::sync::atomic::AtomicBool,
-    turns: Arc<Semaphore>,
+    seats: Seats,
     cache: Mutex<Cache>,
     adaptive: Mutex<Adaptive>,
     leases: Leases,
@@ -101,17 +107,18 @@ impl Engine {
         let places = stages
             .iter()
             .map(|place| place.split('|').map(str::to_owned).collect());
+        let compute = host.compute(Passes::new(Arc::clone(&slice), options.stretch));
         let engine = Arc::new(Self {
             slice,
             own,
             places: places.collect(),
-            compute: host.compute,
+            compute,
             pool: Pool::new(host.dialer, options.route()),
             route: channel::Sender::new((state, None)),
             recheck: Notify::new(),
             was_complete: std::sync::atomic::AtomicBool::new(false),
-            turns: Arc::new(Semaphore::new(options.sessions.max(1))),
-            cache: Mutex::new(Cache::new(options.kv_budget)),
+            seats: Seats::new(options.sessions, options.kv_budget, options.queue),
+            cache: Mutex::new(Cache::default()),
             adaptive: Mutex::new(Adaptive::new(options.min_prompt_tokens as u64)),
             leases: Leases::default(),
             requests: AtomicUsize::new(0),
@@ -208,6 +215,7 @@ impl Engine {
         self.forget(held).await;
     }
 
+    /// A place in the queue, unless the request can never be answered or too many wait.
     fn admit(&self, request: &Generate) -> Result<Admitted<'_>, EngineError> {
         if self.stop.is_cancelled() {
             return Err(EngineError::ShuttingDown);
@@ -220,19 +228,29 @@ impl Engine {
         if prompt == 0 {
             return Err(EngineError::EmptyPrompt);
         }
-        if prompt + wanted > most {
+        let tokens = prompt + wanted;
+        if tokens > most {
             return Err(EngineError::Context { most, prompt, wanted });
         }
-        let others = self.requests.fetch_add(1, Ordering::Relaxed);
-        let admitted = Admitted(&self.requests);
-        Metrics::global().sessions.inc();
-        if others >= self.options.queue + self.options.sessions.max(1) {
-            return Err(EngineError::Busy {
-                waiting: others,
-                retry_after: Duration::from_secs(1),
-            });
+        let layout = &self.slice.info().layout;
+        // The states take most room just before a group of 128 is complete.
+        let (most, found) = (
+            self.options.kv_budget,
+            layout.bytes(0..layout.n_layer(), tokens | 127),
+        );
+        if found > most {
+            return Err(EngineError::Budget { most, found, tokens });
         }
-        Ok(admitted)
+        #[allow(clippy::cast_possible_truncation)] // within the context
+        let place = self.seats.enter(request.flow, found, tokens as usize);
+        let place =
+            place.map_err(|NoSeat { waiting, retry_after }| EngineError::Busy { waiting, retry_after })?;
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        Metrics::global().sessions.inc();
+        Ok(Admitted {
+            requests: &self.requests,
+            place,
+        })
     }
 
     async fn request(
@@ -241,25 +259,25 @@ impl Engine {
         events: &mpsc::Sender<Event>,
     ) -> Result<(), EngineError> {
         let started = Instant::now();
-        let _admitted = self.admit(&request)?;
+        let mut admitted = self.admit(&request)?;
         let queue = tracing::info_span!("ds4.queue", otel.name = names::QUEUE);
-        Metrics::global().queue.inc();
-        let turn = tokio::select! {
-            biased;
-            turn = Arc::clone(&self.turns).acquire_owned().instrument(queue) => turn,
-            () = events.closed() => { Metrics::global().queue.dec(); return Ok(()) }
+        let waiting = self
+            .seated(&mut admitted.place, request.deadline)
+            .instrument(queue);
+        let Some(seated) = cancelled(events, waiting).await else {
+            return Ok(());
         };
-        Metrics::global().queue.dec();
-        let _turn = turn.map_err(|error| EngineError::Internal(error.to_string()))?;
+        seated?;
         let mut timings = Timings {
             queue: started.elapsed(),
             ..Timings::default()
         };
         let prompt = Arc::new(request.prompt.clone());
-        let Some(prompted) = cancelled(events, self.turn(prompt, events)).await else {
+        let prompted = before(request.deadline, self.turn(prompt, events, request.flow));
+        let Some(prompted) = cancelled(events, prompted).await else {
             return Ok(());
         };
-        let prompted = prompted?;
+        let prompted = prompted??;
         timings.prefill = prompted.elapsed;
         timings.handoff_tail = tail(&prompted.handoffs, prompted.computed);
         let computed = request.prompt.len() as u64 - prompted.cached as u64;
@@ -278,11 +296,28 @@ impl Engine {
             .await
             .is_err()
         {
+            drop(admitted);
             self.put(prompted.held);
             return Ok(());
         }
-        self.decode(request, prompted, events.clone(), started, timings)
+        self.decode(request, prompted, events.clone(), (started, timings), admitted)
             .await
+    }
+
+    /// Waits for the seat, not beyond the longest wait or the deadline.
+    async fn seated(&self, place: &mut Place<'_>, deadline: Option<Instant>) -> Result<(), EngineError> {
+        let waiting = Waiting::begin();
+        let most = self.options.queue_timeout;
+        let seated = before(deadline, tokio::time::timeout(most, place.seat())).await?;
+        drop(waiting);
+        seated.map_err(|_| {
+            let NoSeat { waiting, retry_after } = self.seats.no_seat();
+            EngineError::Waited {
+                waited: most,
+                waiting: waiting.saturating_sub(1),
+                retry_after,
+            }
+        })
     }
 
     /// The prompt, from what earlier turns left of it.
@@ -290,13 +325,20 @@ impl Engine {
         self: &Arc<Self>,
         prompt: Arc<Vec<u32>>,
         events: &mpsc::Sender<Event>,
+        flow: Flow,
     ) -> Result<Prompted, EngineError> {
         self.recall(&prompt).await;
         let engine = Arc::clone(self);
         let turn = self.compute.run(move || Turn::begin(&engine, &prompt)).await;
         let turn = turn.map_err(|error| EngineError::Internal(error.to_string()))?;
         let turn = turn.map_err(|error| EngineError::Internal(error.to_string()))?;
-        self.prompt(turn, Some(events.clone()), None).await
+        self.make_room();
+        let listener = Listener {
+            flow,
+            events: Some(events.clone()),
+            ..Listener::default()
+        };
+        self.prompt(turn, listener).await
     }
 
     /// Keeps a session for another turn.
@@ -304,7 +346,15 @@ impl Engine {
         if let Some(remote) = &held.remote {
             self.leases.hold(remote, self.options.stage_hold);
         }
-        let gone = self.cache().put(held);
+        self.cache().put(held);
+        self.make_room();
+    }
+
+    /// Lets go of kept sessions, the longest unused first, until they fit beside what the running ones may come to hold.
+    fn make_room(self: &Arc<Self>) {
+        let gone = self
+            .cache()
+            .shrink(self.seats.free_bytes().min(self.options.kept_budget));
         self.show_cache();
         if gone.is_empty() {
             return;
@@ -343,12 +393,41 @@ fn tail(handoffs: &[HandoffReport], computed: Instant) -> Duration {
     last.map_or(Duration::ZERO, |last| last.saturating_duration_since(computed))
 }
 
+/// The work, unless the deadline comes first.
+async fn before<T>(deadline: Option<Instant>, work: impl Future<Output = T>) -> Result<T, EngineError> {
+    match deadline {
+        Some(deadline) => tokio::time::timeout_at(deadline.into(), work)
+            .await
+            .map_err(|_| EngineError::Deadline),
+        None => Ok(work.await),
+    }
+}
+
+/// Keeps the count of requests that wait right on every way out.
+struct Waiting;
+
+impl Waiting {
+    fn begin() -> Self {
+        Metrics::global().queue.inc();
+        Self
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        Metrics::global().queue.dec();
+    }
+}
+
 /// Keeps the count of requests right on every way out.
-struct Admitted<'a>(&'a AtomicUsize);
+struct Admitted<'a> {
+    requests: &'a AtomicUsize,
+    place: Place<'a>,
+}
 
 impl Drop for Admitted<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.requests.fetch_sub(1, Ordering::Relaxed);
         Metrics::global().sessions.dec();
     }
 }

@@ -10,6 +10,9 @@ use crate::net::Tls;
 use crate::route::{RouteOptions, RouteState};
 use crate::store::SessionStore;
 
+/// Twice as long is what readers hardly see; what is left below it is for measurements that were off.
+const STRETCH: f64 = 1.7;
+
 /// When prompts go over the route.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Policy {
@@ -53,10 +56,16 @@ pub struct EngineOptions {
     pub policy: Policy,
     /// Tokens that end a turn.
     pub eos: Vec<u32>,
-    /// Requests that are computed at once, taking turns.
+    /// Requests that are computed at once.
     pub sessions: usize,
-    /// Bytes of KV kept for later turns.
+    /// Bytes of KV of running requests and of those kept for later turns together.
     pub kv_budget: u64,
+    /// Most of it for sessions kept for later turns.
+    pub kept_budget: u64,
+    /// Longest wait for a session.
+    pub queue_timeout: Duration,
+    /// How many times as long as alone a token of a running answer may take for the sake of prompts.
+    pub stretch: f64,
     /// How long after its last turn a session is kept on the stages as well.
     pub stage_hold: Duration,
     /// Connections on which a stage's KV comes, besides the one for activations.
@@ -83,6 +92,9 @@ impl Default for EngineOptions {
             eos: Vec::new(),
             sessions: 4,
             kv_budget: 4 << 30,
+            kept_budget: u64::MAX,
+            queue_timeout: Duration::from_secs(60),
+            stretch: STRETCH,
             stage_hold: Duration::from_secs(60),
             streams: 2,
             frame_bytes: FRAME_BYTES,

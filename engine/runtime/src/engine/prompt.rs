@@ -13,7 +13,9 @@ use tracing::{Instrument, Span};
 use uuid::Uuid;
 
 use super::held::Held;
+use super::passes::{Chunk, Member};
 use super::policy::{Adaptive, Demand, Way};
+use super::schedule::Flow;
 use super::turn::{Loan, Turn};
 use super::{Engine, LogitsReport, OnFailure, Policy};
 use crate::compute::Lost;
@@ -87,8 +89,10 @@ impl Plan {
 /// Who wants to hear of the chunks.
 #[derive(Clone, Default)]
 pub(super) struct Listener {
-    events: Option<mpsc::Sender<Event>>,
-    each: Option<Each>,
+    /// Whose work the chunks are.
+    pub(super) flow: Flow,
+    pub(super) events: Option<mpsc::Sender<Event>>,
+    pub(super) each: Option<Each>,
 }
 
 /// An attempt over the route that failed: with what, on which route, and the session as it was.
@@ -103,8 +107,7 @@ impl Engine {
     pub(super) async fn prompt(
         self: &Arc<Self>,
         turn: Turn,
-        events: Option<mpsc::Sender<Event>>,
-        each: Option<Each>,
+        listener: Listener,
     ) -> Result<Prompted, EngineError> {
         let span = tracing::info_span!(
             "ds4.prefill",
@@ -116,7 +119,6 @@ impl Engine {
             predicted_ms = tracing::field::Empty,
             decision = tracing::field::Empty
         );
-        let listener = Listener { events, each };
         let work = async {
             let started = Instant::now();
             let mut prompted = self.computed(turn, listener).await?;
@@ -291,6 +293,7 @@ impl Engine {
             shards: Arc::clone(&loan.shards),
             session: remote.map_or_else(|| Uuid::new_v4().to_string(), |remote| remote.session.clone()),
             epoch: self.epoch.fetch_add(1, Ordering::Relaxed),
+            flow: listener.flow,
         };
         let error = match route.prefill(work, listener.progress(loan.prompt.len())).await {
             Ok(prefilled) => {
@@ -311,26 +314,22 @@ impl Engine {
 
     /// Computes all layers here.
     async fn local(self: &Arc<Self>, loan: &Loan, listener: Listener) -> Result<Prefilled, EngineError> {
+        let member = Member {
+            flow: listener.flow,
+            shards: Arc::clone(&loan.shards),
+            prompt: Arc::clone(&loan.prompt),
+        };
         let progress = listener.progress(loan.prompt.len());
         let mut last = None;
         let mut start = loan.cached();
         while start < loan.prompt.len() {
             let end = loan.prompt.len().min(start + self.options.prefill_chunk);
-            let (slice, shards, prompt) = (
-                Arc::clone(&self.slice),
-                Arc::clone(&loan.shards),
-                Arc::clone(&loan.prompt),
-            );
+            let chunk = |done| Chunk::new(member.clone(), (start, end), None, done);
+            let hidden = self.compute.chunk(chunk).await;
+            let hidden = hidden.map_err(|error| EngineError::Internal(error.to_string()))?;
             let progress = Arc::clone(&progress);
-            let work = move || {
-                let tokens = &prompt[start..end];
-                let mut hidden = slice.embed(tokens)?;
-                let mut kv = shards.own();
-                slice.forward(tokens, &mut hidden, &mut kv)?;
-                progress(kv.frontier(), &hidden)?;
-                Ok::<_, EngineError>(hidden)
-            };
-            last = Some(self.compute.run(work).await.map_err(internal)??);
+            let told = move || progress(end as u64, &hidden).map(|()| hidden);
+            last = Some(self.compute.run(told).await.map_err(internal)??);
             start = end;
         }
         let joined: Result<_, KvError> = loan.shards.join();
@@ -368,7 +367,11 @@ impl Engine {
         });
         // Every position is computed, so nothing that earlier turns left is of use.
         let turn = Turn::cold(self, &Arc::new(tokens.to_vec()));
-        let prompted = self.prompt(turn, None, Some(each)).await?;
+        let listener = Listener {
+            each: Some(each),
+            ..Listener::default()
+        };
+        let prompted = self.prompt(turn, listener).await?;
         let handoff_bytes = prompted.handoffs.iter().map(|handoff| handoff.bytes).sum();
         self.forget(vec![prompted.held]).await;
         Ok(LogitsReport {
@@ -420,7 +423,7 @@ pub(super) type Each = Arc<dyn Fn(&Hidden) -> Result<(), RouteError> + Send + Sy
 impl Listener {
     #[allow(clippy::cast_possible_truncation)] // token counts
     fn progress(&self, total: usize) -> Progress {
-        let Self { events, each } = self.clone();
+        let Self { events, each, .. } = self.clone();
         Arc::new(move |done, hidden| {
             if let Some(events) = &events {
                 if events.is_closed() {

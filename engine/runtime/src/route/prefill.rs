@@ -15,6 +15,7 @@ use super::handoff::{HandoffReport, Pull, pull};
 use crate::RouteError;
 use crate::chunk::Chunk;
 use crate::compute::Compute;
+use crate::engine::{Chunk as Piecewise, Flow, Member, Passes};
 use crate::frames::{Assembler, Difference, token_chunk};
 use crate::net;
 use crate::planted::{self, Bug};
@@ -55,7 +56,9 @@ pub(crate) struct Remote {
 /// What an attempt works on.
 pub(crate) struct Work {
     pub(crate) slice: Arc<dyn ModelSlice>,
-    pub(crate) compute: Compute,
+    pub(crate) compute: Compute<Passes>,
+    /// Whose request it is.
+    pub(crate) flow: Flow,
     pub(crate) prompt: Arc<Vec<u32>>,
     /// What is held of the session, by the layers of [`Route::spans`].
     pub(crate) shards: Arc<Shards>,
@@ -375,32 +378,44 @@ impl Attempt<'_> {
         }
     }
 
+    /// Computes the own layers of a chunk when its turn comes.
     async fn compute_chunk(
         &self,
         endpoint: &str,
         mut chunk: Chunk,
         progress: &Progress,
     ) -> Result<Hidden, RouteError> {
-        let (slice, shards) = (Arc::clone(&self.work.slice), Arc::clone(&self.work.shards));
-        let (progress, endpoint) = (Arc::clone(progress), endpoint.to_owned());
-        let work = move || {
-            let mut kv = shards.own();
-            chunk
-                .continues(&kv)
-                .map_err(|difference| differs(&endpoint, difference))?;
-            chunk.compute(&*slice, &mut kv)?;
-            let hidden = chunk.hidden.ok_or_else(|| RouteError::Refused {
-                endpoint: "output".into(),
-                reason: "compute: expected hidden states, found none".into(),
-            })?;
-            progress(kv.frontier(), &hidden)?;
-            Ok(hidden)
-        };
-        let done = self.work.compute.run(work).await;
-        done.map_err(|error| RouteError::Refused {
+        let fails = |reason: String| RouteError::Refused {
             endpoint: "output".into(),
-            reason: error.to_string(),
-        })?
+            reason,
+        };
+        chunk
+            .continues(&self.work.shards.own())
+            .map_err(|difference| differs(endpoint, difference))?;
+        let before = chunk
+            .hidden
+            .take()
+            .ok_or_else(|| fails("compute: expected hidden states, found none".into()))?;
+        #[allow(clippy::cast_possible_truncation)] // within the prompt
+        let start = chunk.start as usize;
+        let end = start + chunk.tokens.len();
+        let expected = self.work.prompt.get(start..end);
+        if expected != Some(&chunk.tokens) {
+            let (expected, found) = (format!("{expected:?}"), format!("{:?}", chunk.tokens));
+            return Err(differs(endpoint, ("tokens", expected, found)));
+        }
+        let member = Member {
+            flow: self.work.flow,
+            shards: Arc::clone(&self.work.shards),
+            prompt: Arc::clone(&self.work.prompt),
+        };
+        let piecewise = |done| Piecewise::new(member, (start, end), Some(before), done);
+        let hidden = self.work.compute.chunk(piecewise).await;
+        let hidden = hidden.map_err(|error| fails(error.to_string()))?;
+        let progress = Arc::clone(progress);
+        let told = move || progress(end as u64, &hidden).map(|()| hidden);
+        let told = self.work.compute.run(told).await;
+        told.map_err(|error| fails(error.to_string()))?
     }
 }
 

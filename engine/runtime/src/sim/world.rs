@@ -17,11 +17,10 @@ use super::network::{Network, Node};
 use super::random::Random;
 use super::script::{Change, SILENCE, Script, Talk, Turn, What};
 use super::zombie;
-use crate::compute::Compute;
 use crate::host::Host;
 use crate::net::Dialer;
 use crate::stage::{Sessions, Totals};
-use crate::{Decision, Engine, EngineError, Event, Generate, StageOptions, StageServer};
+use crate::{Decision, Engine, EngineError, Event, Flow, Generate, StageOptions, StageServer};
 
 /// The silence, a probe, and that again over every spare and after a restart; then the prompt once more here.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -67,10 +66,7 @@ impl World {
             }
         }
         let (_, port) = network.node("output:1");
-        let host = Host {
-            compute: compute(random.split()),
-            dialer: Dialer::simulated(port),
-        };
+        let host = Host::simulated(pauses(random.split()), Dialer::simulated(port));
         let own = LayerSpan {
             first: script.own,
             last: LAYERS - 1,
@@ -297,10 +293,7 @@ impl Stage {
         };
         let (node, port) = network.node(name);
         let connections = UnboundedReceiverStream::new(network.listen(&node));
-        let host = Host {
-            compute: compute(random.split()),
-            dialer: Dialer::simulated(port),
-        };
+        let host = Host::simulated(pauses(random.split()), Dialer::simulated(port));
         let server = StageServer::new(slice(span.0, span.1), options);
         let sessions = server.sessions();
         let (stop, stopped) = oneshot::channel::<()>();
@@ -329,12 +322,12 @@ impl Stage {
 }
 
 /// Every job takes up to four milliseconds.
-fn compute(random: Random) -> Compute {
+fn pauses(random: Random) -> impl Fn() -> Duration + Send + Sync {
     let random = std::sync::Mutex::new(random);
-    Compute::simulated(move || {
+    move || {
         let mut random = random.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         random.millis(4)
-    })
+    }
 }
 
 /// Under `always` only what is computed already stays here.
@@ -364,6 +357,8 @@ fn request(prompt: &[u32]) -> Generate {
         shaping: Shaping::default(),
         max_tokens: DECODED,
         ignore_eos: true,
+        flow: Flow::default(),
+        deadline: None,
         parent: tracing::Span::none(),
     }
 }

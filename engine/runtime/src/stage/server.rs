@@ -120,7 +120,8 @@ impl StageServer {
         let (health, health_service) = tonic_health::server::health_reporter();
         let shared = Shared {
             slice: self.slice,
-            host,
+            compute: host.compute(()),
+            dialer: host.dialer,
             sessions: Arc::clone(&sessions),
         };
         let drain_timeout = self.options.drain_timeout;

@@ -17,8 +17,10 @@ use super::onward::Onward;
 use super::refusal::refused;
 use super::session::{Sessions, Terms};
 use crate::chunk::Chunk;
+use crate::compute::Compute;
 use crate::frames::{Sender, Work, activation_frames};
-use crate::host::{Host, now};
+use crate::host::now;
+use crate::net::Dialer;
 
 type Frames = mpsc::Sender<Result<HandoffFrame, Status>>;
 
@@ -26,7 +28,8 @@ type Frames = mpsc::Sender<Result<HandoffFrame, Status>>;
 #[derive(Clone)]
 pub(crate) struct Shared {
     pub(crate) slice: Arc<dyn ModelSlice>,
-    pub(crate) host: Host,
+    pub(crate) compute: Compute,
+    pub(crate) dialer: Dialer,
     pub(crate) sessions: Arc<Sessions>,
 }
 
@@ -103,12 +106,7 @@ impl Worker {
     }
 
     async fn prefill(&mut self) -> Result<(), Status> {
-        let mut onward = Onward::open(
-            &self.terms,
-            &self.shared.host.dialer,
-            &self.ends.deliver,
-            &self.span,
-        )?;
+        let mut onward = Onward::open(&self.terms, &self.shared.dialer, &self.ends.deliver, &self.span)?;
         let mut kv = self.kept.take().unwrap_or_else(|| self.empty());
         let mut senders = self.senders();
         let tail = loop {
@@ -191,7 +189,7 @@ impl Worker {
             let computed = chunk.compute(&*slice, &mut kv);
             computed.map(|()| (chunk, kv, now() - started))
         };
-        let done = self.shared.host.compute.run(work).await;
+        let done = self.shared.compute.run(work).await;
         let done = done.map_err(|error| Status::internal(error.to_string()))?;
         let (chunk, kv, elapsed) = done.map_err(|error| Status::invalid_argument(error.to_string()))?;
         self.elapsed += elapsed;

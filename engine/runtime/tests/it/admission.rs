@@ -41,7 +41,7 @@ pub async fn one_more_than_the_queue_holds_is_refused_and_the_rest_are_answered(
     }
     let refused = ask(&engine, &prompt(10)).await.unwrap_err();
     assert!(
-        matches!(refused, EngineError::Busy { waiting: 2, .. }),
+        matches!(refused, EngineError::Busy { waiting: 1, .. }),
         "{refused}"
     );
     let (running, waiting) = tokio::join!(answer(running), answer(waiting));

@@ -60,7 +60,7 @@ async fn run(case: Case, stages: &[Served; 2], expected: &[u32]) -> (bool, Decis
     let options = EngineOptions {
         handoff_timeout: SILENCE,
         on_failure: OnFailure::RecomputeLocally,
-        kv_budget: 0,
+        kept_budget: 0,
         ..strict()
     };
     let engine = unconnected(2, &[&proxies[0].served, &proxies[1].served], options);

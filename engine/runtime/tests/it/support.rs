@@ -11,8 +11,8 @@ use ds4_model::choice::Shaping;
 use ds4_model::sampling::Sampling;
 use ds4_model::{Graph, ModelSlice, Numerics};
 use ds4_runtime::{
-    Decision, Engine, EngineError, EngineOptions, Event, Finished, Generate, Generation, OnFailure, Policy,
-    StageOptions, StageServer,
+    Decision, Engine, EngineError, EngineOptions, Event, Finished, Flow, Generate, Generation, OnFailure,
+    Policy, StageOptions, StageServer,
 };
 use ds4_synth::{Dims, Preset};
 use tokio::net::TcpListener;
@@ -168,6 +168,8 @@ pub fn request(prompt: Vec<u32>) -> Generate {
         shaping: Shaping::default(),
         max_tokens: DECODED,
         ignore_eos: true,
+        flow: Flow::default(),
+        deadline: None,
         parent: tracing::Span::none(),
     }
 }

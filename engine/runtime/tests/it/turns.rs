@@ -151,7 +151,7 @@ pub async fn a_client_that_leaves_while_a_turn_is_computed_does_not_lose_the_con
 #[tokio::test(flavor = "multi_thread")]
 pub async fn a_budget_of_nothing_keeps_nothing() {
     let options = EngineOptions {
-        kv_budget: 0,
+        kept_budget: 0,
         ..EngineOptions::default()
     };
     let engine = unconnected(0, &[], options);

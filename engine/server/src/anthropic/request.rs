@@ -10,6 +10,7 @@ use crate::app::Loaded;
 use crate::ask::body::parse;
 use crate::ask::content::{Content, Part};
 use crate::ask::sampling::{limit, stops, within};
+use crate::ask::share::Share;
 use crate::ask::{Ask, Format, Prompt, ToolChoice, Wishes, check_tools, random_seed, tool};
 use crate::error::ApiError;
 use crate::openai::effort;
@@ -103,6 +104,7 @@ pub(super) fn understand(body: &Bytes, served: &str, loaded: &Loaded) -> Result<
         format,
         choices: 1,
         stream: request.stream.unwrap_or(false),
+        share: Share::read(body)?,
     })
 }
 

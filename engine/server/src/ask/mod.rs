@@ -3,6 +3,7 @@
 pub(crate) mod body;
 pub(crate) mod content;
 pub(crate) mod sampling;
+pub(crate) mod share;
 
 use ds4_model::choice::Shaping;
 use ds4_model::sampling::Sampling;
@@ -130,6 +131,7 @@ pub(crate) struct Ask {
     /// Number of answers.
     pub(crate) choices: usize,
     pub(crate) stream: bool,
+    pub(crate) share: share::Share,
 }
 
 impl Ask {

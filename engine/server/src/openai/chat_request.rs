@@ -10,6 +10,7 @@ use crate::app::Loaded;
 use crate::ask::body::parse;
 use crate::ask::content::Content;
 use crate::ask::sampling::Fields;
+use crate::ask::share::Share;
 use crate::ask::{Ask, Format, Prompt, ToolChoice, check_tools};
 use crate::error::ApiError;
 
@@ -115,6 +116,7 @@ pub(super) fn understand(body: &Bytes, served: &str, loaded: &Loaded) -> Result<
         format,
         choices: fields.choices()?,
         stream: fields.stream(),
+        share: Share::read(body)?,
     };
     Ok((ask, usage))
 }

@@ -14,6 +14,7 @@ use super::reason;
 use crate::app::{App, Loaded};
 use crate::ask::body;
 use crate::ask::sampling::Fields;
+use crate::ask::share::Share;
 use crate::ask::{Ask, Format, Prompt, ToolChoice};
 use crate::dialect::{Dialect, Frame, Score, Usage, Whole, id};
 use crate::error::{ApiError, Shape};
@@ -73,6 +74,7 @@ fn understand(body: &Bytes, app: &App, loaded: &Loaded) -> Result<(Ask, Completi
         format: Format::Text,
         choices: fields.choices()?,
         stream: fields.stream(),
+        share: Share::read(body)?,
     };
     let completion = Completion {
         id: id("cmpl-"),

@@ -223,7 +223,7 @@ impl Open {
 
 fn counts(usage: Usage) -> Value {
     json!({
-        "input_tokens": usage.prompt, "input_tokens_details": {"cached_tokens": usage.cached},
+        "input_tokens": usage.prompt, "input_tokens_details": {"cached_tokens": usage.cached, "cache_write_tokens": usage.prompt.saturating_sub(usage.cached)},
         "output_tokens": usage.completion, "output_tokens_details": {"reasoning_tokens": usage.reasoned},
         "total_tokens": usage.prompt + usage.completion,
     })

@@ -12,6 +12,7 @@ use crate::app::Loaded;
 use crate::ask::body::parse;
 use crate::ask::content::Content;
 use crate::ask::sampling::{limit, within};
+use crate::ask::share::Share;
 use crate::ask::{Ask, Format, Prompt, ToolChoice, Wishes, check_tools, random_seed};
 use crate::error::ApiError;
 
@@ -129,6 +130,7 @@ pub(super) fn understand(body: &Bytes, served: &str, loaded: &Loaded) -> Result<
         format,
         choices: 1,
         stream: request.stream.unwrap_or(false),
+        share: Share::read(body)?,
     })
 }
 

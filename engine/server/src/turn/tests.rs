@@ -6,6 +6,7 @@ use ds4_tokenizer::chat::{Chat, Thinking};
 use ds4_tokenizer::json::Json;
 
 use super::*;
+use crate::ask::share::Share;
 use crate::ask::{Format, Prompt, ToolChoice, Wishes};
 
 static TOKENIZER: LazyLock<Tokenizer> = LazyLock::new(|| {
@@ -23,6 +24,7 @@ fn ask(tools: bool, thinking: Thinking) -> Ask {
         ..Chat::question("q")
     };
     Ask {
+        share: Share::default(),
         prompt: Prompt::Chat(chat),
         wishes: Wishes::default(),
         tool_choice: ToolChoice::Auto,

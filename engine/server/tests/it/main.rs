@@ -4,6 +4,7 @@
 mod anthropic;
 mod forms;
 mod malformed;
+mod mutated;
 mod openai;
 mod responses;
 mod support;

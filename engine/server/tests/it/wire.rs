@@ -83,6 +83,57 @@ async fn a_client_that_leaves_in_the_middle_ends_the_work() {
     panic!("the work goes on without a client");
 }
 
+/// A request of which all was sent, or a part.
+fn streamed(path: &str) -> String {
+    let content = match path {
+        "/v1/completions" => json!({"prompt": "a b", "max_tokens": 200}),
+        "/v1/responses" => json!({"input": "a b", "max_output_tokens": 200}),
+        _ => json!({"messages": question(), "max_tokens": 200}),
+    };
+    let mut body = content;
+    body["model"] = MODEL.into();
+    body["stream"] = true.into();
+    let body = body.to_string();
+    format!(
+        "POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_that_cut_their_requests_or_their_streams_anywhere_leave_nothing() {
+    let (app, address) = served().await;
+    for path in [
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/responses",
+        "/v1/messages",
+    ] {
+        let whole = streamed(path);
+        for part in 0..12 {
+            drop(send(address, &whole[..whole.len() * part / 12]).await);
+        }
+        for bytes in [1, 40, 300, 900, 1500, 2100] {
+            let mut stream = send(address, &whole).await;
+            let mut read = vec![0; bytes];
+            // The stream may be shorter.
+            let _ = tokio::time::timeout(Duration::from_secs(20), stream.read_exact(&mut read)).await;
+            drop(stream);
+        }
+    }
+    for _ in 0..400 {
+        let status: Value = get(&app, "/status").await.json();
+        if status["running"].as_array().unwrap().is_empty() {
+            let engine = app.loaded().unwrap().engine.status();
+            if engine.requests == 0 {
+                return;
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("something runs without a client");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_page_and_the_description_are_there() {
     let app = ready(&["key"]);

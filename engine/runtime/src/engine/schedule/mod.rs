@@ -1,0 +1,17 @@
+//! Who goes next. Pure: what waits and what was measured comes in, a choice goes out; no clock, no socket, no model.
+//!
+//! [`Clock`] shares work between clients, [`Room`] says who may begin, [`Pace`] says how much of which prompt joins the next pass.
+
+mod clock;
+mod pace;
+mod room;
+#[cfg(test)]
+mod tests;
+
+pub use clock::{Flow, Priority};
+
+pub(super) use clock::Clock;
+#[cfg(test)]
+use pace::PIECE;
+pub(super) use pace::{Kind, Pace, Waiting};
+pub(super) use room::{Room, Waiter};
