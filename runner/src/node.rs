@@ -209,11 +209,22 @@ impl Keeper {
         }
         self.pressed = pressed;
         let due = self.written.is_none_or(|written| written.elapsed() >= STATUS);
-        timely("the status", self.renew()).await?;
-        if due || changed {
+        timely("the Lease", self.renew()).await?;
+        let stands = timely("the node", self.stands()).await?;
+        if due || changed || !stands {
             timely("the status", self.tell(memory)).await?;
         }
         Ok(())
+    }
+
+    /// Whether the API server still has this node as Ready: after a silence the controllers say that it is not, and only the node can say otherwise.
+    async fn stands(&self) -> Result<bool> {
+        let node = self
+            .node
+            .get(&self.config.node)
+            .await
+            .context("reading the node")?;
+        Ok(is_ready(&node))
     }
 
     async fn renew(&self) -> Result<()> {
@@ -255,6 +266,15 @@ impl Keeper {
         self.written = Some(std::time::Instant::now());
         Ok(())
     }
+}
+
+fn is_ready(node: &Node) -> bool {
+    let status = node.status.as_ref();
+    let mut conditions = status
+        .and_then(|status| status.conditions.as_deref())
+        .unwrap_or_default()
+        .iter();
+    conditions.any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
 async fn timely<T>(what: &str, work: impl Future<Output = Result<T>>) -> Result<T> {
@@ -317,6 +337,16 @@ mod tests {
         let since = |status: &Value, kind: usize| status["conditions"][kind]["lastTransitionTime"].clone();
         assert_eq!(since(&first, 3), since(&second, 3), "ready all along");
         assert_ne!(since(&first, 0), since(&second, 0), "memory has become short");
+    }
+
+    #[test]
+    fn a_node_that_was_given_up_meanwhile_is_told_from_one_that_stands() {
+        let node = |ready: &str| -> Node {
+            let conditions = json!([{"type": "Ready", "status": ready}]);
+            serde_json::from_value(json!({"metadata": {}, "status": {"conditions": conditions}}))
+                .expect("a Node")
+        };
+        assert!(is_ready(&node("True")) && !is_ready(&node("Unknown")) && !is_ready(&Node::default()));
     }
 
     #[test]
