@@ -88,6 +88,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("ds4-api", &[]),
     // Never engine or kernels: the operator knows pods and flags, not tensors.
     ("ds4-operator", &["ds4-api", "ds4-telemetry"]),
+    // Knows pods and processes: engines are programs that it starts.
+    ("ds4-runner", &[]),
     ("ds4-trace", &[]),
     // The plugin asks the planner that `ds4 inspect` asks; it reaches nothing else of the engine.
     ("ds4-plugin", &["ds4-api", "ds4-plan", "ds4-trace"]),

@@ -19,6 +19,7 @@ use crate::progress::{Probe, step, wait};
 use crate::repository;
 use crate::tools;
 
+pub use namespaces::Mac;
 pub use state::{Provider, State};
 
 /// How long nodes and pods of a cluster may take to come up.
@@ -266,6 +267,15 @@ impl Cluster {
         let (node, id) = said.split_once(' ').context("a node and a container")?;
         let node = node.trim_start_matches("node").parse()?;
         namespaces::kill_container(self, node, id.trim().trim_start_matches("containerd://"))
+    }
+
+    /// The machine that stands in for a Mac.
+    ///
+    /// # Errors
+    /// With kind.
+    pub fn mac(&self) -> Result<Mac> {
+        self.needs_namespaces("a machine that stands in for a Mac")?;
+        Ok(Mac::of(self))
     }
 
     /// Ends the API server.

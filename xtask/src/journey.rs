@@ -4,6 +4,7 @@ mod chart;
 mod failures;
 mod faults;
 mod load;
+mod mac;
 mod many;
 mod operator;
 mod planned;
@@ -89,6 +90,16 @@ const JOURNEYS: &[Journey] = &[
         "the operator killed at every step",
         operator::killed_at_every_step,
     ),
+    Journey::new("a Mac joins, serves and refuses", mac::joins).always(),
+    Journey::new("a Mac at rest", mac::rests),
+    Journey::new("a Mac's runner killed", mac::kill_runner),
+    Journey::new("a Mac's engine killed", mac::kill_engine)
+        .answers("LLMKube#1782: a dead worker counts as running"),
+    Journey::new("a Mac cut off and back", mac::cut_off),
+    Journey::new("a Mac's log followed, its pod deleted", mac::follow_and_delete),
+    Journey::new("a rollout over a Mac", mac::roll_out),
+    Journey::new("a drained Mac", mac::drain),
+    Journey::new("a Mac short of memory", mac::evict),
     Journey::new("a stage that fits no node", failures::unschedulable),
     Journey::new("a Secret that is missing", failures::no_keys),
     Journey::new("a stage without enough memory", failures::no_memory),
@@ -181,6 +192,7 @@ fn walk(cluster: &mut Cluster, choice: &Choice) -> Result<()> {
     }
     print(&format!("\n{}\n", rows.join("\n")))?;
     world.remove()?;
+    mac::leave(&world)?;
     if failed.is_empty() {
         return Ok(());
     }

@@ -127,7 +127,7 @@ pub enum Backend {
     CPU,
     /// NVIDIA; not there yet.
     CUDA,
-    /// Apple; not there yet.
+    /// Apple, on a Mac that `ds4-runner` made a node.
     Metal,
 }
 

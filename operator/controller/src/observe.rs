@@ -1,6 +1,7 @@
 //! What exists, read from the watches' caches: a reconciliation asks the API server nothing.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use ds4_api::{ANNOTATION_NUMBER, LABEL_NAME, LABEL_REVISION, LABEL_ROLE, LABEL_STAGE, Names};
@@ -65,6 +66,17 @@ impl Observed {
             }
         }
         observed
+    }
+
+    /// Addresses of pods that have their node's: on Macs, outside the pod network.
+    pub(crate) fn outside(&self) -> Vec<IpAddr> {
+        let addresses = self.pods.iter().filter_map(|member| {
+            let status = member.pod.status.as_ref()?;
+            let of_node = status.pod_ip.is_some() && status.pod_ip == status.host_ip;
+            status.pod_ip.as_ref().filter(|_| of_node)?.parse().ok()
+        });
+        let unique: BTreeSet<IpAddr> = addresses.collect();
+        unique.into_iter().collect()
     }
 
     /// Every revision but `update`.

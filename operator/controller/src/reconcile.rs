@@ -77,7 +77,7 @@ async fn step(deployment: &DS4Deployment, context: &Context) -> Result<Duration,
     let mut due = vec![retry::spread(RESYNC)];
     let mut judged = None;
     if blocked.is_none() {
-        let prepared = build(deployment, &names, &context.defaults)?;
+        let prepared = build(deployment, &names, &context.defaults, &observed.outside())?;
         context.failpoint.pass("built");
         let verdict = judge(deployment, &observed, &prepared, &troubles, now);
         due.extend(

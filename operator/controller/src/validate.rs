@@ -29,10 +29,10 @@ pub(crate) fn validate(spec: &DS4DeploymentSpec) -> Result<(), Blocked> {
         .pipeline
         .stages
         .iter()
-        .find(|stage| stage.backend != Backend::CPU)
+        .find(|stage| stage.backend == Backend::CUDA)
     {
         let message = format!(
-            "spec.pipeline.stages[{}].backend {:?} is not supported yet: use CPU",
+            "spec.pipeline.stages[{}].backend {:?} is not supported yet: use CPU or Metal",
             stage.name, stage.backend
         );
         return Err(Blocked::Pipeline("BackendNotSupportedYet", message));

@@ -6,6 +6,7 @@
 
 mod addresses;
 mod control_plane;
+mod mac;
 mod network;
 mod node;
 mod pki;
@@ -50,7 +51,10 @@ pub(super) fn up(cluster: &mut Cluster) -> Result<()> {
     dns(cluster)
 }
 
+pub use mac::Mac;
+
 pub(super) fn down(cluster: &Cluster) -> Result<()> {
+    Mac::of(cluster).remove()?;
     // A node's processes end with its first one; nothing in it is worth waiting for.
     for process in cluster.state.processes.iter().rev() {
         process.end(Duration::ZERO);

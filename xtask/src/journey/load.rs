@@ -174,6 +174,33 @@ pub(super) fn ask(address: &str, model: &str, streamed: bool) -> Result<Answer> 
     })
 }
 
+/// The whole of one disaggregated answer, log-probabilities included: equal for equal bits only.
+pub(super) fn exact(address: &str, model: &str) -> Result<String> {
+    let question = "Which bits does a stage send, and who is to say that they are the right ones? ".repeat(2);
+    let request = json!({
+        "model": model, "max_tokens": 16, "temperature": 0, "logprobs": true, "top_logprobs": 5,
+        "messages": [{"role": "user", "content": question}],
+    });
+    let mut answer = agent()
+        .post(format!("{address}/v1/chat/completions"))
+        .send_json(&request)?;
+    let decision = header(&answer, "x-ds4-disaggregation");
+    let mut body = String::new();
+    answer.body_mut().as_reader().read_to_string(&mut body)?;
+    ensure!(
+        decision.starts_with("disaggregated"),
+        "expected disaggregated, found {decision:?}: {body}"
+    );
+    let answer: Value = serde_json::from_str(&body)?;
+    ensure!(
+        answer["choices"][0]["logprobs"]["content"]
+            .as_array()
+            .is_some_and(|all| !all.is_empty()),
+        "no log-probabilities: {body}"
+    );
+    Ok(answer["choices"].to_string())
+}
+
 /// A connection for each request, as from many clients.
 fn agent() -> ureq::Agent {
     let config = ureq::Agent::config_builder()

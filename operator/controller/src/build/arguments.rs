@@ -4,7 +4,7 @@ use ds4_api::{DS4Deployment, GRPC_PORT, Names, OnFailure, Policy, Stage};
 use serde_json::{Value, json};
 
 use super::pod::HTTP_PORT;
-use super::secrets;
+use super::{metal, secrets};
 
 /// Arguments of a stage's container.
 pub(super) fn arguments(
@@ -22,6 +22,7 @@ pub(super) fn arguments(
     if let Some(tokens) = deployment.spec.context.max_tokens {
         arguments.extend(["--max-context".into(), tokens.to_string()]);
     }
+    arguments.extend(metal::arguments(stage));
     arguments.extend(secrets::tls_arguments(deployment));
     arguments
 }

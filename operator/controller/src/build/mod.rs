@@ -2,12 +2,15 @@
 
 mod arguments;
 mod certificate;
+mod metal;
 mod model;
 mod pod;
 mod policy;
 mod secrets;
 mod service;
 mod stateful_set;
+
+use std::net::IpAddr;
 
 use ds4_api::{DS4Deployment, LABEL_MANAGED_BY, MANAGED_BY, Names};
 use k8s_openapi::api::apps::v1::StatefulSet;
@@ -48,11 +51,12 @@ pub(crate) struct Prepared {
     pub(crate) revision: String,
 }
 
-/// Builds all objects.
+/// Builds all objects. `outside` are the addresses of pods that are not in the pod network: those on Macs.
 pub(crate) fn build(
     deployment: &DS4Deployment,
     names: &Names,
     defaults: &Defaults,
+    outside: &[IpAddr],
 ) -> Result<Prepared, Error> {
     let revision = revision(&serde_json::to_vec(&templates(deployment, names, defaults, "")?)?);
     let stages = deployment.spec.pipeline.ordered();
@@ -66,7 +70,7 @@ pub(crate) fn build(
         headless: service::headless(deployment, names),
         client: service::client(deployment, names),
         disruption: policy::disruption(deployment, names)?,
-        network: policy::network(deployment, names)?,
+        network: policy::network(deployment, names, outside)?,
         certificate: certificate::build(deployment, names)?,
         stateful_sets,
         revision,
@@ -135,7 +139,7 @@ pub(crate) mod tests {
             image: "ds4:test".into(),
             pull_policy: "Never".into(),
         };
-        build(deployment, &names, &defaults).expect("sound")
+        build(deployment, &names, &defaults, &[]).expect("sound")
     }
 
     fn arguments(set: &StatefulSet) -> Vec<String> {

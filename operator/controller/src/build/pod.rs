@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::arguments::{arguments, env};
 use super::model::{Mounted, claims, mounted};
-use super::{Defaults, secrets};
+use super::{Defaults, metal, secrets};
 use crate::error::Error;
 
 /// Port of the output pod's HTTP side inside the pod.
@@ -74,6 +74,7 @@ pub(super) fn template(
     if let Some(writer) = writer(deployment, defaults, &model) {
         template["spec"]["initContainers"] = json!([writer]);
     }
+    metal::place(stage, &mut template);
     if let Some(extra) = &stage.pod_template {
         if !extra.is_object() {
             return Err(Error::PodTemplate {

@@ -1,5 +1,7 @@
 //! What others may do to the pods: evict them, and talk to them.
 
+use std::net::IpAddr;
+
 use ds4_api::{DS4Deployment, GRPC_PORT, LABEL_NAME, MANAGED_BY, Names, PROGRESS_PORT};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
@@ -22,15 +24,31 @@ pub(super) fn disruption(deployment: &DS4Deployment, names: &Names) -> Result<Po
     }))?)
 }
 
+/// The network that holds this address alone.
+fn one(address: IpAddr) -> String {
+    let bits = if address.is_ipv4() { 32 } else { 128 };
+    format!("{address}/{bits}")
+}
+
 /// Stages are asked by pods of their own deployment only; the HTTP side by everyone, since clients are anywhere.
-pub(super) fn network(deployment: &DS4Deployment, names: &Names) -> Result<Option<NetworkPolicy>, Error> {
+pub(super) fn network(
+    deployment: &DS4Deployment,
+    names: &Names,
+    outside: &[IpAddr],
+) -> Result<Option<NetworkPolicy>, Error> {
     if !deployment.spec.security.network_policy {
         return Ok(None);
     }
-    let stages = json!({"podSelector": {"matchLabels": {LABEL_NAME: names.name()}}});
+    let mut stages = vec![json!({"podSelector": {"matchLabels": {LABEL_NAME: names.name()}}})];
+    // No pod selector matches what comes from a node outside the pod network.
+    stages.extend(
+        outside
+            .iter()
+            .map(|address| json!({"ipBlock": {"cidr": one(*address)}})),
+    );
     let port = |number: u16| json!([{"protocol": "TCP", "port": number}]);
     let mut rules: Vec<Value> = vec![
-        json!({"from": [stages], "ports": port(GRPC_PORT)}),
+        json!({"from": stages, "ports": port(GRPC_PORT)}),
         json!({"ports": port(HTTP_PORT)}),
     ];
     if deployment.spec.model.source.hugging_face.is_some() || deployment.spec.model.source.http.is_some() {

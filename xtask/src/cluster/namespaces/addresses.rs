@@ -12,6 +12,9 @@ pub(super) fn node(number: usize) -> String {
     format!("10.200.0.1{number}")
 }
 
+/// The machine that stands in for a Mac: plugged into the nodes' network, without pods' addresses of its own.
+pub(super) const MAC: &str = "10.200.0.21";
+
 /// A node's pods.
 pub(super) fn pods(number: usize) -> String {
     format!("10.244.{number}.0/24")

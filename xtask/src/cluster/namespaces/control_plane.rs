@@ -73,6 +73,8 @@ fn api_flags(pki: &str) -> Vec<String> {
         format!("--proxy-client-cert-file={pki}/front-proxy.crt"),
         format!("--proxy-client-key-file={pki}/front-proxy.key"),
         "--authorization-mode=Node,RBAC".to_owned(),
+        // Macs join with a bootstrap token.
+        "--enable-bootstrap-token-auth".to_owned(),
         "--enable-admission-plugins=NodeRestriction".to_owned(),
         "--allow-privileged".to_owned(),
         format!("--service-cluster-ip-range={}", addresses::SERVICES),

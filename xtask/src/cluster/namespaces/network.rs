@@ -30,7 +30,13 @@ pub(super) fn up(cluster: &str, nodes: usize) -> Result<()> {
     inside(&center, "link set br0 up")?;
     forwards_packets(&center)?;
     for number in 1..=nodes {
-        plug_in(cluster, number)?;
+        plug_in(
+            cluster,
+            &format!("node{number}"),
+            &node(cluster, number),
+            &addresses::node(number),
+        )?;
+        forwards_packets(&node(cluster, number))?;
     }
     for number in 1..=nodes {
         route_pods(cluster, number, nodes)?;
@@ -42,9 +48,26 @@ pub(super) fn up(cluster: &str, nodes: usize) -> Result<()> {
     )
 }
 
+/// Name of the network namespace of the machine that stands in for a Mac.
+pub(super) fn mac(cluster: &str) -> String {
+    format!("ds4-{cluster}-mac1")
+}
+
+/// Plugs it in.
+pub(super) fn plug_in_mac(cluster: &str) -> Result<()> {
+    plug_in(cluster, "mac1", &mac(cluster), addresses::MAC)
+}
+
+/// Unplugs its cable at the bridge's end, or plugs it in again.
+pub(super) fn plug_mac(cluster: &str, plugged: bool) -> Result<()> {
+    let state = if plugged { "up" } else { "down" };
+    inside(&control_plane(cluster), &format!("link set mac1 {state}"))
+}
+
 pub(super) fn down(cluster: &str, nodes: usize) -> Result<()> {
     let mut names = vec![control_plane(cluster)];
     names.extend((1..=nodes).map(|number| node(cluster, number)));
+    names.push(mac(cluster));
     for name in names {
         if Path::new("/run/netns").join(&name).exists() {
             ip(&format!("netns delete {name}"))?;
@@ -53,25 +76,22 @@ pub(super) fn down(cluster: &str, nodes: usize) -> Result<()> {
     Ok(())
 }
 
-fn plug_in(cluster: &str, number: usize) -> Result<()> {
-    let (center, name) = (control_plane(cluster), node(cluster, number));
+/// A new network namespace with that address, and a cable from the bridge to it.
+fn plug_in(cluster: &str, cable: &str, name: &str, address: &str) -> Result<()> {
+    let center = control_plane(cluster);
     ip(&format!("netns add {name}"))?;
-    inside(&name, "link set lo up")?;
+    inside(name, "link set lo up")?;
     inside(
         &center,
-        &format!("link add node{number} type veth peer name eth0 netns {name}"),
+        &format!("link add {cable} type veth peer name eth0 netns {name}"),
     )?;
-    inside(&center, &format!("link set node{number} master br0 up"))?;
+    inside(&center, &format!("link set {cable} master br0 up"))?;
+    inside(name, &format!("addr add {address}/24 dev eth0"))?;
+    inside(name, "link set eth0 up")?;
     inside(
-        &name,
-        &format!("addr add {}/24 dev eth0", addresses::node(number)),
-    )?;
-    inside(&name, "link set eth0 up")?;
-    inside(
-        &name,
+        name,
         &format!("route add default via {}", addresses::CONTROL_PLANE),
-    )?;
-    forwards_packets(&name)
+    )
 }
 
 /// Unplugs a node's cable at the bridge's end, or plugs it in again.
