@@ -94,7 +94,25 @@ impl StageServer {
         listener: TcpListener,
         shutdown: impl Future<Output = ()> + Send,
     ) -> Result<(), tonic::transport::Error> {
+        self.serve_with_probes(listener, None, shutdown).await
+    }
+
+    /// As [`Self::serve`]; `grpc.health.v1` alone is also answered on `probes`, in the clear: who watches over the process need not have one
+    /// of its certificates.
+    ///
+    /// # Errors
+    /// When the transport fails.
+    pub async fn serve_with_probes(
+        self,
+        listener: TcpListener,
+        probes: Option<TcpListener>,
+        shutdown: impl Future<Output = ()> + Send,
+    ) -> Result<(), tonic::transport::Error> {
         let (health, health_service) = tonic_health::server::health_reporter();
+        let probed = probes.map(|probes| {
+            let health = Server::builder().add_service(health_service.clone());
+            tokio::spawn(health.serve_with_incoming(incoming(probes, None)))
+        });
         let stop = CancellationToken::new();
         let sessions = Arc::new(Sessions::new(self.limits(), stop.clone()));
         let shared = Shared {
@@ -129,6 +147,9 @@ impl StageServer {
             .serve_with_incoming_shutdown(incoming(listener, tls), ended)
             .await;
         sweeping.abort();
+        if let Some(probed) = probed {
+            probed.abort();
+        }
         served
     }
 
