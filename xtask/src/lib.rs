@@ -7,6 +7,7 @@ pub mod darwin;
 pub mod demo;
 pub mod fatbin;
 pub mod formats;
+pub mod golden;
 pub mod images;
 pub mod journey;
 pub mod oracle;

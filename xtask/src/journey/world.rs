@@ -64,10 +64,33 @@ pub(super) fn seconds(time: Duration) -> String {
     format!("{:.1} s", time.as_secs_f64())
 }
 
+/// The same, whose output pods keep nothing between requests: the load asks one question again and again, and each time it is to go over
+/// the stages.
+fn forgetful(manifest: &Value) -> Value {
+    let mut manifest = manifest.clone();
+    if manifest["kind"] != "DS4Deployment" {
+        return manifest;
+    }
+    let stages = manifest["spec"]["pipeline"]["stages"].as_array_mut();
+    for stage in stages.into_iter().flatten() {
+        if stage["layers"]["last"].is_null() {
+            let containers = &mut stage["podTemplate"]["spec"]["containers"];
+            if containers.is_null() {
+                *containers = json!([{"name": "ds4"}]);
+            }
+            let env = &mut containers[0]["env"];
+            let mut all = env.as_array().cloned().unwrap_or_default();
+            all.push(json!({"name": "DS4_KV_BUDGET", "value": "1"}));
+            *env = all.into();
+        }
+    }
+    manifest
+}
+
 impl World<'_> {
     pub(super) fn apply(&self, manifest: &Value) -> Result<()> {
         let file = self.cluster.folder().join("manifest.json");
-        std::fs::write(&file, manifest.to_string())?;
+        std::fs::write(&file, forgetful(manifest).to_string())?;
         let file = file.display().to_string();
         self.cluster.kubectl(&["apply", "-f", &file]).map(drop)
     }
@@ -76,10 +99,13 @@ impl World<'_> {
     pub(super) fn settle(&mut self, manifest: &Value) -> Result<String> {
         self.apply(manifest)?;
         self.rest()?;
-        Ok(format!(
-            "http://{}",
-            self.cluster.forward("default", FLASH, PORT)?
-        ))
+        self.address()
+    }
+
+    /// Where the deployment answers.
+    pub(super) fn address(&mut self) -> Result<String> {
+        let forward = self.cluster.forward("default", FLASH, PORT)?;
+        Ok(format!("http://{forward}"))
     }
 
     /// Removes the deployment.
@@ -160,6 +186,17 @@ impl World<'_> {
         said.trim_start_matches("node")
             .parse()
             .with_context(|| said.clone())
+    }
+
+    /// Removes the deployment and waits until its pods are gone.
+    pub(super) fn clear(&mut self) -> Result<()> {
+        self.remove()?;
+        let start = Instant::now();
+        while !self.pods(None)?.is_empty() {
+            ensure!(start.elapsed() < PATIENCE, "its pods are still there");
+            std::thread::sleep(Duration::from_millis(300));
+        }
+        Ok(())
     }
 
     /// Runs `work` under a constant load; every answer must be what the deployment answers before or after it, and at most `failures` may fail.
