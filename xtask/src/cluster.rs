@@ -262,11 +262,36 @@ impl Cluster {
     /// With kind, or when there is no such pod.
     pub fn kill_container(&self, pod: &str) -> Result<()> {
         self.needs_namespaces("killing a container's process")?;
+        let (node, id) = self.container(pod)?;
+        namespaces::kill_container(self, node, &id)
+    }
+
+    /// Stops the processes of a pod's container where they stand, or lets them go on.
+    ///
+    /// # Errors
+    /// With kind, or when there is no such pod.
+    pub fn pause_container(&self, pod: &str, paused: bool) -> Result<()> {
+        self.needs_namespaces("pausing a container")?;
+        let (node, id) = self.container(pod)?;
+        namespaces::pause_container(self, node, &id, paused)
+    }
+
+    /// Runs a command on a node.
+    ///
+    /// # Errors
+    /// With kind, or when the command fails.
+    pub fn on_node(&self, node: usize, command: &[&str]) -> Result<String> {
+        self.needs_namespaces("a command on a node")?;
+        namespaces::on_node(self, node, command)
+    }
+
+    /// The node and the identifier of a pod's first container.
+    fn container(&self, pod: &str) -> Result<(usize, String)> {
         let path = "jsonpath={.spec.nodeName} {.status.containerStatuses[0].containerID}";
         let said = self.kubectl(&["get", "pod", pod, "-o", path])?;
         let (node, id) = said.split_once(' ').context("a node and a container")?;
         let node = node.trim_start_matches("node").parse()?;
-        namespaces::kill_container(self, node, id.trim().trim_start_matches("containerd://"))
+        Ok((node, id.trim().trim_start_matches("containerd://").to_owned()))
     }
 
     /// The machine that stands in for a Mac.

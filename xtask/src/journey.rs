@@ -1,6 +1,8 @@
 //! `cargo xtask journey`: a user's way through a fresh cluster, and what an operator has to live through.
 
+mod certificates;
 mod chart;
+mod delivery;
 mod failures;
 mod faults;
 mod load;
@@ -8,6 +10,7 @@ mod mac;
 mod many;
 mod operator;
 mod planned;
+mod rules;
 mod security;
 mod user;
 mod world;
@@ -53,28 +56,34 @@ impl Journey {
 
 /// All journeys but the user's own, in order; the permissions are looked at when everything else was done.
 const JOURNEYS: &[Journey] = &[
+    Journey::new("what the chart renders", chart::golden).always(),
+    Journey::new("every rule of the resource", rules::refused_and_accepted).always(),
     Journey::new("a new image beside the old one", planned::image_beside)
         .answers("rbg#150: a rollout's bounds are computed and not kept")
         .always(),
     Journey::new("a new image in place", planned::image_in_place)
         .answers("modelservice#252, lws#388: prefill and decode roll independently"),
-    Journey::new("another model", planned::model).answers("vllm#55776: pairs of different model revisions"),
+    Journey::new("another model", planned::model)
+        .answers("vllm#55776, vllm#29503: pairs of different model revisions or builds"),
     Journey::new("another split", planned::split).always(),
     Journey::new("another option", planned::option)
-        .answers("dynamo#10027: layout flags differ between peers"),
+        .answers("dynamo#10027, vllm#49230: layout flags differ between peers"),
     Journey::new("scaled 1 → 3 → 1", planned::scale)
         .answers("kthena#1589: scaling down cuts requests off")
         .always(),
     Journey::new("paused and resumed", planned::pause),
     Journey::new("an image that is missing", planned::bad_image)
-        .answers("lws#725: pods are recreated again and again while an image is pulled"),
+        .answers("lws#725, lws#757: pods are recreated again and again while an image is pulled"),
     Journey::new("an engine that fails again and again", planned::crash_loop)
-        .answers("lws#877: no bound on restarts, no terminal state"),
+        .answers("lws#877: no bound on restarts"),
+    Journey::new("a pod replaced, and the next one kept", failures::given_up)
+        .answers("lws#877: no terminal state, and nothing left to look at"),
     Journey::new("a drained node", planned::drain).answers("dynamo#11173: draining is not told from failing"),
     Journey::new("a stage's process killed", faults::kill_stage)
-        .answers("smg#2382: peers keep the state of a stage that restarted")
+        .answers("smg#2382, vllm#49238: peers keep the state of a stage that restarted")
         .always(),
-    Journey::new("an output pod's process killed", faults::kill_output),
+    Journey::new("an output pod's process killed", faults::kill_output)
+        .answers("smg#2503: stages break when the decoding pod restarts"),
     Journey::new("a stage's pod deleted without notice", faults::delete_stage)
         .answers("lws#998: a group is not whole again when its pod comes back first"),
     Journey::new(
@@ -82,6 +91,12 @@ const JOURNEYS: &[Journey] = &[
         faults::delete_pipeline,
     ),
     Journey::new("an output pod deleted in peace", faults::evict_output),
+    Journey::new("a stage's pod deleted in peace", faults::evict_stage)
+        .answers("dynamo#11173: a leaving prefill pod takes KV with it that was not pulled yet"),
+    Journey::new("a stage that stands still", faults::stall_stage)
+        .answers("dynamo#14735: tight liveness probes restart a stage that is merely slow"),
+    Journey::new("no stage at all", faults::no_stage)
+        .answers("llm-d-router#2427, llm-d-router#1461: decode does all the work, and nothing says so"),
     Journey::new("a stage's node cut off and back", faults::cut_node)
         .answers("LLMKube#1782: a dead worker counts as running"),
     Journey::new("the API server away for a minute", faults::api_away),
@@ -100,14 +115,22 @@ const JOURNEYS: &[Journey] = &[
     Journey::new("a rollout over a Mac", mac::roll_out),
     Journey::new("a drained Mac", mac::drain),
     Journey::new("a Mac short of memory", mac::evict),
+    Journey::new("a model fetched once", delivery::fetched_once)
+        .answers("kserve#4918, LLMKube#904: every pod downloads the model, and pods that serve wait for it"),
     Journey::new("a stage that fits no node", failures::unschedulable),
     Journey::new("a Secret that is missing", failures::no_keys),
+    Journey::new("a volume that is missing", failures::no_volume),
     Journey::new("a stage without enough memory", failures::no_memory),
+    Journey::new("certificates that nobody keeps", failures::no_certificates),
     Journey::new("a field that never changes", failures::immutable),
-    Journey::new("certificates issued and replaced", security::issued),
+    Journey::new("certificates replaced under load", certificates::replaced),
+    Journey::new("strangers with other certificates", certificates::strangers).always(),
     Journey::new("a network policy withdrawn", security::policy_withdrawn),
     Journey::new("clients with and without a key", security::keys),
     Journey::new("the chart upgraded and rolled back", chart::upgraded),
+    Journey::new("the chart from an older version", chart::from_older)
+        .answers("dynamo#4773: which versions go together is not known"),
+    Journey::new("an operator for one namespace", chart::one_namespace),
     Journey::new("values that mean nothing", chart::bad_values),
     Journey::new("an operator at rest", operator::quiet),
     Journey::new("two hundred deployments", many::two_hundred),
@@ -210,5 +233,58 @@ impl Choice {
             Some(part) => journey.name.contains(part.as_str()),
             None => self.all || journey.always,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::JOURNEYS;
+
+    /// What users of other operators complain about most, as far as an operator can help it.
+    const COMPLAINTS: [&str; 23] = [
+        "llm-d-router#2427",
+        "llm-d-router#1461",
+        "vllm#49238",
+        "smg#2503",
+        "smg#2382",
+        "lws#998",
+        "lws#725",
+        "lws#757",
+        "lws#877",
+        "LLMKube#1782",
+        "modelservice#252",
+        "lws#388",
+        "vllm#29503",
+        "vllm#55776",
+        "vllm#49230",
+        "dynamo#10027",
+        "rbg#150",
+        "dynamo#4773",
+        "kthena#1589",
+        "dynamo#11173",
+        "kserve#4918",
+        "LLMKube#904",
+        "dynamo#14735",
+    ];
+
+    #[test]
+    fn every_complaint_has_a_journey() {
+        let unanswered: Vec<&str> = COMPLAINTS
+            .into_iter()
+            .filter(|complaint| {
+                JOURNEYS
+                    .iter()
+                    .all(|journey| !journey.complaint.contains(complaint))
+            })
+            .collect();
+        assert!(unanswered.is_empty(), "{unanswered:?}");
+    }
+
+    #[test]
+    fn names_tell_journeys_apart() {
+        let mut names: Vec<&str> = JOURNEYS.iter().map(|journey| journey.name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), JOURNEYS.len());
     }
 }

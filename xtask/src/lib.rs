@@ -8,6 +8,7 @@ pub mod demo;
 pub mod fatbin;
 pub mod formats;
 pub mod fuzz;
+pub mod golden;
 pub mod images;
 pub mod journey;
 pub mod oracle;

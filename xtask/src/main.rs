@@ -13,7 +13,7 @@ use xtask::fuzz::{self, Target};
 use xtask::images::{self, Name};
 use xtask::sanitize::{self, Tool};
 use xtask::soak::Soak;
-use xtask::{darwin, demo, fatbin, formats, journey, oracle, page, processes, sdk, steps};
+use xtask::{darwin, demo, fatbin, formats, golden, journey, oracle, page, processes, sdk, steps};
 
 /// Commands of the DS4 repository.
 #[derive(Parser)]
@@ -110,6 +110,12 @@ enum Xtask {
     /// Writes docs/gpu/roofline.md: what bandwidth and arithmetic of a GPU allow, kernel by kernel.
     Roofline {
         /// Writes nothing; fails when the document is not what the code gives.
+        #[arg(long)]
+        check: bool,
+    },
+    /// Writes what the Helm chart renders to under charts/golden.
+    Chart {
+        /// Writes nothing; fails when the files are not what the chart renders.
         #[arg(long)]
         check: bool,
     },
@@ -237,6 +243,7 @@ fn run(command: Xtask) -> Result<()> {
         }
         Xtask::Roofline { check } => fatbin::roofline(check),
         Xtask::Crds { check } => crds::run(check),
+        Xtask::Chart { check } => golden::run(check).map(drop),
     }
 }
 

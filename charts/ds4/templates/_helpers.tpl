@@ -19,3 +19,7 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- define "ds4.image" -}}
 {{- if .image.digest }}{{ .image.repository }}@{{ .image.digest }}{{ else }}{{ .image.repository }}:{{ .image.tag | default .version }}{{ end -}}
 {{- end }}
+{{- /* The kind of the operator's role: for all namespaces, or for the one that it watches. */ -}}
+{{- define "ds4.role" -}}
+{{- if .Values.watchNamespace }}Role{{ else }}ClusterRole{{ end }}
+{{- end }}

@@ -328,6 +328,9 @@ pub(crate) struct StageArguments {
         value_name = "ADDR"
     )]
     pub(crate) listen: String,
+    /// Where gRPC health checks alone are answered, in the clear: for a kubelet, which has no certificate of --tls-dir.
+    #[arg(long, env = "DS4_HEALTH_LISTEN", value_name = "ADDR")]
+    pub(crate) health_listen: Option<String>,
     /// Sessions that are prefilled at once, taking turns.
     #[arg(long, env = "DS4_SESSIONS", default_value_t = 8, value_name = "N")]
     pub(crate) sessions: usize,

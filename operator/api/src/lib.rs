@@ -16,10 +16,10 @@ pub use model::{
     SyntheticSource, VolumeClaimSource,
 };
 pub use names::{
-    ANNOTATION_NUMBER, GROUP, GRPC_PORT, LABEL_MANAGED_BY, LABEL_NAME, LABEL_REVISION, LABEL_ROLE,
-    LABEL_STAGE, MANAGED_BY, Names, PROGRESS_PORT,
+    ANNOTATION_NUMBER, GROUP, GRPC_PORT, HEALTH_PORT, LABEL_MANAGED_BY, LABEL_NAME, LABEL_REVISION,
+    LABEL_ROLE, LABEL_STAGE, MANAGED_BY, Names, PROGRESS_PORT,
 };
 pub use pipeline::{Backend, Layers, Pipeline, Stage};
-pub use rollout::{Disruption, FailurePolicy, Rollout};
+pub use rollout::{Backoff, Disruption, FailurePolicy, Rollout};
 pub use security::{IssuerRef, Mtls, MtlsMode, SecretKey, Security, Server};
 pub use status::{DS4DeploymentStatus, StageStatus, condition};

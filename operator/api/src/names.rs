@@ -18,6 +18,8 @@ pub const MANAGED_BY: &str = "ds4-operator";
 pub const ANNOTATION_NUMBER: &str = "ds4.dev/revision-number";
 /// Port on which a pod that fetches its model says how far it is.
 pub const PROGRESS_PORT: u16 = 7401;
+/// Port on which a stage with certificates tells the kubelet, which has none, how it is.
+pub const HEALTH_PORT: u16 = 7402;
 /// gRPC port of a stage.
 pub const GRPC_PORT: u16 = 7400;
 
@@ -59,13 +61,13 @@ impl Names {
     /// The Secret with the pods' certificate and key.
     #[must_use]
     pub fn tls_secret(&self) -> String {
-        format!("{}-tls", self.name)
+        format!("{}-tls", self.headless())
     }
 
     /// The Secret with the authority that the operator keeps for this deployment.
     #[must_use]
     pub fn authority_secret(&self) -> String {
-        format!("{}-ca", self.name)
+        format!("{}-ca", self.headless())
     }
 
     /// Names under which its stages are reached, for certificates: by other pods, and by a probe from inside.

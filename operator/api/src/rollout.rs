@@ -69,18 +69,74 @@ impl Default for Rollout {
     }
 }
 
-/// When a pipeline that does not come up is given up. Between restarts the node waits 10 s, 20 s, 40 s and so on up to 5 minutes.
+/// When a pod that does not come up is given up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct FailurePolicy {
-    /// Restarts of a container that is not ready before its revision counts as failed: its rollout stops, and the pod stays to be looked at.
+    /// Restarts of a container that is not ready, each after less than ten minutes, before its pod is given up. Between them the node waits
+    /// 10 s, 20 s, 40 s and so on up to 5 minutes.
     #[schemars(range(min = 0, max = 1000))]
     pub max_restarts: i32,
+    /// How often pods that were given up are replaced by fresh ones, which may come up on other nodes. After that the deployment has
+    /// failed: no pipeline is replaced any more, and the pods stay to be looked at.
+    #[schemars(range(min = 0, max = 100))]
+    pub max_replacements: i32,
+    /// How long a pod that was given up waits for its replacement.
+    pub backoff: Backoff,
 }
 
 impl Default for FailurePolicy {
     fn default() -> Self {
-        Self { max_restarts: 5 }
+        Self {
+            max_restarts: 5,
+            max_replacements: 0,
+            backoff: Backoff::default(),
+        }
+    }
+}
+
+/// Waiting times that double with every replacement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = (
+    "self.baseSeconds <= self.maxSeconds",
+    "spec.failurePolicy.backoff: baseSeconds must not be greater than maxSeconds"
+))]
+pub struct Backoff {
+    /// Before the first replacement, in seconds.
+    #[serde(default = "default_base")]
+    #[schemars(range(min = 1, max = 3600))]
+    pub base_seconds: i32,
+    /// The longest, in seconds.
+    #[serde(default = "default_longest")]
+    #[schemars(range(min = 1, max = 86400))]
+    pub max_seconds: i32,
+}
+
+/// The kubelet's own numbers for containers.
+const fn default_base() -> i32 {
+    10
+}
+
+const fn default_longest() -> i32 {
+    300
+}
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Self {
+            base_seconds: default_base(),
+            max_seconds: default_longest(),
+        }
+    }
+}
+
+impl Backoff {
+    /// Seconds before the next replacement, after so many.
+    #[must_use]
+    pub fn after(self, replacements: i32) -> i64 {
+        let doubled = i64::from(self.base_seconds) << replacements.clamp(0, 20);
+        doubled.min(i64::from(self.max_seconds))
     }
 }
 
@@ -96,5 +152,16 @@ pub struct Disruption {
 impl Default for Disruption {
     fn default() -> Self {
         Self { max_unavailable: 1 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Backoff;
+
+    #[test]
+    fn waiting_times_double_up_to_the_longest() {
+        let times = [0, 1, 2, 5, 1000].map(|count| Backoff::default().after(count));
+        assert_eq!(times, [10, 20, 40, 300, 300]);
     }
 }

@@ -75,9 +75,9 @@ pub struct Mtls {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum MtlsMode {
     /// Nobody: pods talk in the clear.
-    #[default]
     Disabled,
     /// The operator, with an authority of its own for each deployment; replaced before they expire.
+    #[default]
     Managed,
     /// cert-manager, which must be installed.
     CertManager,

@@ -19,6 +19,8 @@ pub mod condition {
     pub const PIPELINE_READY: &str = "PipelineReady";
     /// The output pods have seen their whole route.
     pub const HANDOFF_READY: &str = "HandoffReady";
+    /// A pod was given up, and is not replaced any more.
+    pub const FAILED: &str = "Failed";
 }
 
 /// Observed state.
@@ -55,6 +57,12 @@ pub struct DS4DeploymentStatus {
     /// When the last pipeline of the update revision became ready, or its rollout began: the progress deadline counts from here.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_progress: Option<Time>,
+    /// Pods of the update revision that were given up and replaced.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub replacements: i32,
+    /// When the last of them was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_replacement: Option<Time>,
     /// Where clients ask, inside the cluster.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
@@ -66,6 +74,11 @@ pub struct DS4DeploymentStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde gives a reference
+fn is_zero(count: &i32) -> bool {
+    *count == 0
 }
 
 /// One stage over all pipelines.

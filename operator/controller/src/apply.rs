@@ -4,6 +4,7 @@
 use std::fmt::Debug;
 
 use ds4_api::DS4Deployment;
+use futures::future::try_join_all;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use kube::api::{DeleteParams, Patch, PatchParams};
 use kube::core::{DynamicObject, NamespaceResourceScope};
@@ -34,17 +35,24 @@ pub(crate) struct Writer<'a> {
 impl Writer<'_> {
     /// Accounts, services and policies, before the pods that need them.
     pub(crate) async fn surroundings(&self, prepared: &Prepared) -> Result<(), Error> {
-        self.one(&self.caches.accounts, &prepared.service_account).await?;
-        self.one(&self.caches.services, &prepared.headless).await?;
-        self.one(&self.caches.services, &prepared.client).await?;
-        self.one(&self.caches.disruptions, &prepared.disruption).await?;
-        if let Some(certificate) = &prepared.certificate {
-            self.certificate(certificate).await?;
-        }
-        let name = prepared.service_account.name_any();
+        futures::try_join!(
+            self.one(&self.caches.accounts, &prepared.service_account),
+            self.one(&self.caches.services, &prepared.headless),
+            self.one(&self.caches.services, &prepared.client),
+            self.one(&self.caches.disruptions, &prepared.disruption),
+            self.policy(prepared),
+            self.certificate(prepared.certificate.as_ref()),
+        )?;
+        Ok(())
+    }
+
+    async fn policy(&self, prepared: &Prepared) -> Result<(), Error> {
         match &prepared.network {
             Some(policy) => self.one(&self.caches.networks, policy).await,
-            None => self.delete(&self.caches.networks, &name).await,
+            None => {
+                let name = prepared.service_account.name_any();
+                self.delete(&self.caches.networks, &name).await
+            }
         }
     }
 
@@ -56,15 +64,16 @@ impl Writer<'_> {
         plan: &Plan,
     ) -> Result<(), Error> {
         let number = observed.number_of_update(&prepared.revision);
-        for set in &prepared.stateful_sets {
+        let new = prepared.stateful_sets.iter().map(|set| {
             let output = set
                 .labels()
                 .get(ds4_api::LABEL_ROLE)
                 .is_some_and(|role| role == "output");
             let replicas = size(observed, plan, &prepared.revision, output);
-            self.one(&self.caches.sets, &sized(set.clone(), replicas, number))
-                .await?;
-        }
+            let sized = sized(set.clone(), replicas, number);
+            async move { self.one(&self.caches.sets, &sized).await }
+        });
+        try_join_all(new).await?;
         for set in observed
             .sets
             .iter()
@@ -122,7 +131,10 @@ impl Writer<'_> {
         Ok(())
     }
 
-    async fn certificate(&self, certificate: &DynamicObject) -> Result<(), Error> {
+    async fn certificate(&self, certificate: Option<&DynamicObject>) -> Result<(), Error> {
+        let Some(certificate) = certificate else {
+            return Ok(());
+        };
         let resource = certificate_resource();
         let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), self.namespace, &resource);
         let name = certificate.name_any();
@@ -154,7 +166,7 @@ impl Writer<'_> {
     }
 
     /// Deletes what the cache knows; gone already is as good.
-    async fn delete<K>(&self, store: &Store<K>, name: &str) -> Result<(), Error>
+    pub(crate) async fn delete<K>(&self, store: &Store<K>, name: &str) -> Result<(), Error>
     where
         K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
             + Clone

@@ -5,7 +5,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use crate::diagnose::Trouble;
 use crate::probe::Route;
-use crate::progress::Hold;
+use crate::progress::{Hold, REMEDY};
 use crate::status::Facts;
 use crate::validate::Blocked;
 
@@ -36,6 +36,7 @@ pub(crate) fn conditions(facts: &Facts<'_>, stages: &[StageStatus], answering: i
         model_ready(facts),
         pipeline_ready(facts, waiting.as_deref()),
         handoff_ready(facts, answering),
+        failed(facts),
     ];
     verdicts
         .into_iter()
@@ -101,6 +102,16 @@ fn progressing(facts: &Facts<'_>, waiting: Option<&str>) -> Verdict {
             Some(waiting) => of(true, "PodsStarting", waiting.into()),
             None => of(false, "Settled", "every stage is ready".into()),
         },
+    }
+}
+
+/// Nothing more is tried: pods were given up as often as the policy allows.
+fn failed(facts: &Facts<'_>) -> Verdict {
+    let kind = condition::FAILED;
+    let failed = facts.rollout.and_then(|rollout| rollout.progress.failed.as_ref());
+    match failed {
+        Some(found) => verdict(kind, true, "MaxRestartsExceeded", format!("{found}{REMEDY}")),
+        None => verdict(kind, false, "AsExpected", "no pod was given up"),
     }
 }
 
@@ -228,6 +239,7 @@ fn timed(facts: &Facts<'_>, verdict: Verdict) -> Condition {
 mod tests {
     use super::*;
     use crate::build::tests::quickstart;
+    use crate::failure::Replacements;
     use crate::observe::tests::{pod, set};
     use crate::observe::{Member, Observed};
     use crate::probe::Report;
@@ -278,9 +290,14 @@ mod tests {
             let observed = Observed::new(&sets, self.pods.clone());
             let (old, new) = (observed.others(UPDATE), observed.generation(UPDATE));
             let now = Timestamp::from_second(self.second).expect("a time");
+            let failed = match &self.hold {
+                Some(Hold::Failed(found)) => Some(found.clone()),
+                _ => None,
+            };
             let progress = Progress {
                 last: now,
                 rolling: true,
+                failed,
                 hold: self.hold.clone(),
             };
             let complete = complete(self.deployment.spec.replicas, &old, &new);
@@ -288,6 +305,7 @@ mod tests {
                 old: &old,
                 new: &new,
                 progress: &progress,
+                replacements: Replacements::default(),
                 complete,
             };
             status(&Facts {
@@ -358,8 +376,10 @@ mod tests {
         let trouble = Trouble {
             reason: "ModelChecksumMismatch",
             message: "pod x: sha256: expected aa, found bb".into(),
+            pod: "x".into(),
             revision: UPDATE.into(),
             given_up: false,
+            ended: None,
         };
         let with = Scene {
             troubles: vec![trouble],
@@ -396,6 +416,13 @@ mod tests {
             "{message}"
         );
         assert_eq!(failed.status().current_revision, None, "it is not rolled out");
+        failed.says(condition::FAILED, "True", "MaxRestartsExceeded");
+        let message = failed.condition(condition::FAILED).2;
+        assert!(
+            message.starts_with("pod x: no") && message.contains("delete the pod"),
+            "{message}"
+        );
+        with(None).says(condition::FAILED, "False", "AsExpected");
     }
 
     #[test]

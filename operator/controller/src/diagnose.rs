@@ -1,18 +1,26 @@
 //! Why a pod is not ready, from what the node says about it. Pure.
 
-use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodStatus};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Pod, PodStatus};
 
 use crate::loading;
+use crate::mounts::Mounts;
 use crate::observe::Member;
+
+/// A container that ran this long, in seconds, did not fail in a row: the kubelet then starts its own waiting times anew as well.
+const A_ROW_ENDS: i64 = 600;
 
 /// One pod's trouble: a reason that users can look up, and what was expected, what was found, and what helps.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Trouble {
     pub(crate) reason: &'static str,
     pub(crate) message: String,
+    pub(crate) pod: String,
     pub(crate) revision: String,
-    /// It was restarted more often than the failure policy allows.
+    /// It was restarted in a row more often than the failure policy allows.
     pub(crate) given_up: bool,
+    /// When its container ended last.
+    pub(crate) ended: Option<Timestamp>,
 }
 
 /// Reasons that concern the model's file.
@@ -30,18 +38,18 @@ impl Trouble {
     }
 }
 
-/// The troubles of pods that should be ready, those that were given up first.
-pub(crate) fn diagnose(pods: &[Member], max_restarts: i32) -> Vec<Trouble> {
+/// The troubles of pods that should be ready, those that were given up first. Of volumes `mounts` says what the nodes said.
+pub(crate) fn diagnose(pods: &[Member], max_restarts: i32, mounts: &Mounts) -> Vec<Trouble> {
     let mut troubles: Vec<Trouble> = pods
         .iter()
         .filter(|pod| !pod.ready && !pod.leaving)
-        .filter_map(|pod| trouble(pod, max_restarts))
+        .filter_map(|pod| trouble(pod, max_restarts, mounts))
         .collect();
     troubles.sort_by_key(|trouble| !trouble.given_up);
     troubles
 }
 
-fn trouble(member: &Member, max_restarts: i32) -> Option<Trouble> {
+fn trouble(member: &Member, max_restarts: i32, mounts: &Mounts) -> Option<Trouble> {
     let status = member.pod.status.as_ref()?;
     let containers = || {
         let init = status.init_container_statuses.iter().flatten();
@@ -49,13 +57,41 @@ fn trouble(member: &Member, max_restarts: i32) -> Option<Trouble> {
     };
     let (reason, what) = evicted(status)
         .or_else(|| unschedulable(status))
+        .or_else(|| mounts.get(&member.name).map(|said| of_volume(said)))
         .or_else(|| containers().find_map(waits))
         .or_else(|| containers().find_map(|container| ended(container, &member.pod)))?;
+    let ends = containers()
+        .filter_map(last_end)
+        .filter_map(|end| end.finished_at.as_ref());
     Some(Trouble {
         reason,
         message: format!("pod {}: {what}", member.name),
+        pod: member.name.clone(),
         revision: member.revision.clone(),
-        given_up: containers().any(|container| container.restart_count > max_restarts),
+        given_up: containers().any(|container| container.restart_count > max_restarts && in_a_row(container)),
+        ended: ends.map(|time| time.0).max(),
+    })
+}
+
+/// How the container ended last: it runs no more, or was started again since.
+fn last_end(container: &ContainerStatus) -> Option<&ContainerStateTerminated> {
+    let now = container
+        .state
+        .as_ref()
+        .and_then(|state| state.terminated.as_ref());
+    now.or_else(|| container.last_state.as_ref()?.terminated.as_ref())
+}
+
+/// Whether its last run was too short to count as one that went well.
+fn in_a_row(container: &ContainerStatus) -> bool {
+    last_end(container).is_none_or(|end| {
+        let second = |time: Option<&k8s_openapi::apimachinery::pkg::apis::meta::v1::Time>| {
+            time.map(|time| time.0.as_second())
+        };
+        match (second(end.started_at.as_ref()), second(end.finished_at.as_ref())) {
+            (Some(started), Some(finished)) => finished - started < A_ROW_ENDS,
+            _ => true,
+        }
     })
 }
 
@@ -75,6 +111,11 @@ fn unschedulable(status: &PodStatus) -> Option<Finding> {
     let said = condition.message.as_deref().unwrap_or("no node fits");
     let remedy = "compare the stage's resources and podTemplate with the nodes";
     Some(("Unschedulable", format!("{said} ({remedy})")))
+}
+
+fn of_volume(said: &str) -> Finding {
+    let remedy = "compare spec.model.source, its cache and the pod's Secrets with what the node and the namespace have";
+    ("FailedMount", format!("{said} ({remedy})"))
 }
 
 /// A container that cannot start.
@@ -214,7 +255,7 @@ mod tests {
     }
 
     fn only(status: Value) -> Trouble {
-        let mut found = diagnose(&with(status), 5);
+        let mut found = diagnose(&with(status), 5, &Mounts::new());
         assert_eq!(found.len(), 1, "{found:?}");
         found.remove(0)
     }
@@ -300,6 +341,34 @@ mod tests {
     }
 
     #[test]
+    fn restarts_count_while_they_follow_each_other() {
+        let ended = |finished: &str| json!({"terminated": {"exitCode": 1, "startedAt": "2026-01-01T00:00:00Z", "finishedAt": finished}});
+        let of = |finished| {
+            only(container(
+                &json!({"waiting": {"reason": "CrashLoopBackOff"}}),
+                &ended(finished),
+                9,
+            ))
+        };
+        assert!(of("2026-01-01T00:09:59Z").given_up);
+        let after_an_hour = of("2026-01-01T01:00:00Z");
+        assert!(!after_an_hour.given_up, "it ran for an hour in between");
+        assert_eq!(after_an_hour.ended, "2026-01-01T01:00:00Z".parse().ok());
+    }
+
+    #[test]
+    fn a_volume_that_does_not_come_is_named_by_the_node() {
+        let said = "MountVolume.SetUp failed for volume \"model\" : hostPath type check failed: /models is not a directory";
+        let mounts = Mounts::from([("quickstart-early-aaaa-0".to_owned(), said.to_owned())]);
+        let waiting = json!({"waiting": {"reason": "ContainerCreating"}});
+        let pods = with(container(&waiting, &json!({}), 0));
+        let found = diagnose(&pods, 5, &mounts);
+        assert_eq!(found[0].reason, "FailedMount");
+        assert!(found[0].message.contains(said), "{found:?}");
+        assert!(diagnose(&pods, 5, &Mounts::new()).is_empty(), "still starting");
+    }
+
+    #[test]
     fn ready_and_leaving_pods_have_no_trouble() {
         let mut pods = with(container(
             &json!({"waiting": {"reason": "ErrImagePull"}}),
@@ -307,7 +376,7 @@ mod tests {
             0,
         ));
         pods[0].leaving = true;
-        assert!(diagnose(&pods, 5).is_empty());
-        assert!(diagnose(&[pod("early", "aaaa", 0, true)], 5).is_empty());
+        assert!(diagnose(&pods, 5, &Mounts::new()).is_empty());
+        assert!(diagnose(&[pod("early", "aaaa", 0, true)], 5, &Mounts::new()).is_empty());
     }
 }

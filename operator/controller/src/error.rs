@@ -27,6 +27,14 @@ pub(crate) enum Error {
     /// A watch ended for good.
     #[error("a watch ended")]
     Watch,
+    /// A Secret that the operator would write is somebody else's.
+    #[error(
+        "Secret {name}: expected one of the operator's own, found one without its labels: rename or delete it, or set spec.security.mtls.mode"
+    )]
+    ForeignSecret {
+        /// Its name.
+        name: String,
+    },
     /// A certificate cannot be made.
     #[error("certificate: {0}")]
     Certificate(#[from] rcgen::Error),
@@ -52,6 +60,7 @@ impl Error {
             Self::Api { source, .. } if matches!(**source, kube::Error::Api(_)) => "ApiRefused",
             Self::Api { .. } => "ApiUnreachable",
             Self::Watch => "WatchEnded",
+            Self::ForeignSecret { .. } => "ForeignSecret",
             Self::Certificate(_) => "CertificateError",
             Self::Encoding(_) => "EncodingError",
         }

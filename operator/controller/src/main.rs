@@ -2,10 +2,11 @@
 //!
 //! Reconciliation is a line of steps, each in a file: [`observe`] what stands, [`diagnose`] pods in trouble, [`validate`], [`build`]
 //! what is wanted, judge the [`progress`] of the [`rollout`], [`apply`] the next step, [`probe`] the routes, and write the [`status`].
-//! All but `apply`, `probe` and `certificates` are pure.
+//! All but `apply`, `probe`, `loading`, `mounts` and `certificates` are pure.
 #![allow(clippy::print_stdout)] // `crd` prints its result
 
 mod apply;
+mod authority;
 mod build;
 mod caches;
 mod certificates;
@@ -14,10 +15,12 @@ mod conditions;
 mod diagnose;
 mod error;
 mod failpoint;
+mod failure;
 mod health;
 mod leader;
 mod loading;
 mod metrics;
+mod mounts;
 mod observe;
 mod probe;
 mod progress;
@@ -79,13 +82,16 @@ struct RunArguments {
     /// Namespace of the Lease by which one of several replicas is chosen; without it this one reconciles at once.
     #[arg(long, env = "DS4_LEASE_NAMESPACE", value_name = "NAMESPACE")]
     lease_namespace: Option<String>,
-    /// Life of the certificates of deployments with security.mtls.mode Managed; replaced after two thirds of it.
+    /// Whether this operator may keep certificates, for deployments with security.mtls.mode Managed.
+    #[arg(long, env = "DS4_MANAGED_CERTIFICATES", default_value_t = true, action = clap::ArgAction::Set, value_name = "true|false")]
+    managed_certificates: bool,
+    /// Life of these certificates; replaced after two thirds of it.
     #[arg(
         long,
         env = "DS4_CERTIFICATE_LIFETIME_SECONDS",
         default_value_t = 90 * 24 * 3600,
         value_name = "SECONDS",
-        value_parser = clap::value_parser!(u64).range(30..=10 * 365 * 24 * 3600)
+        value_parser = clap::value_parser!(u64).range(30..=365 * 24 * 3600)
     )]
     certificate_lifetime_seconds: u64,
     /// Log lines as text or json.

@@ -116,6 +116,22 @@ impl Observed {
         pods.map(|pod| pod.ordinal + 1).max().unwrap_or(0)
     }
 
+    /// The most restarts of any container of a revision, ready or not.
+    pub(crate) fn restarts(&self, revision: &str) -> i32 {
+        let pods = self.pods.iter().filter(|pod| pod.revision == revision);
+        let containers = pods.flat_map(|pod| {
+            let status = pod.pod.status.iter();
+            status.flat_map(|status| {
+                let init = status.init_container_statuses.iter().flatten();
+                init.chain(status.container_statuses.iter().flatten())
+            })
+        });
+        containers
+            .map(|container| container.restart_count)
+            .max()
+            .unwrap_or(0)
+    }
+
     fn answers(&self, revision: &str, ordinal: i32) -> bool {
         self.pods.iter().any(|pod| {
             pod.revision == revision && pod.output && pod.ordinal == ordinal && pod.ready && !pod.leaving

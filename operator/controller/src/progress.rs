@@ -1,9 +1,9 @@
 //! Whether a rollout gets on, and when it is stopped. Pure: the clock comes in as a value.
 
-use ds4_api::{DS4DeploymentSpec, DS4DeploymentStatus};
+use ds4_api::{DS4Deployment, DS4DeploymentSpec, condition};
 use jiff::Timestamp;
 
-use crate::diagnose::Trouble;
+use crate::failure::Verdict;
 use crate::rollout::Generation;
 
 /// Why no pipeline is replaced.
@@ -27,17 +27,21 @@ pub(crate) struct Progress {
     pub(crate) last: Timestamp,
     /// Whether the new revision has yet to be rolled out once.
     pub(crate) rolling: bool,
+    /// Pods of the new revision were given up and are not replaced: what was found.
+    pub(crate) failed: Option<String>,
     pub(crate) hold: Option<Hold>,
 }
 
-/// Judges a rollout by what the status said before.
+/// Judges a rollout by what the status said before. A revision that failed has failed until the spec changes or the pod that was restarted
+/// so often is gone: one that comes up for a moment between two crashes must not push out pods that serve.
 pub(crate) fn progress(
-    spec: &DS4DeploymentSpec,
-    before: Option<&DS4DeploymentStatus>,
+    deployment: &DS4Deployment,
     new: &Generation,
-    troubles: &[Trouble],
+    failure: &Verdict,
+    restarts: i32,
     now: Timestamp,
 ) -> Progress {
+    let (spec, before) = (&deployment.spec, deployment.status.as_ref());
     let is = |revision: &Option<String>| revision.as_deref() == Some(new.revision.as_str());
     let same = before.filter(|before| is(&before.update_revision));
     let went_on = same.is_none_or(|before| new.answering() > before.updated_replicas);
@@ -48,17 +52,37 @@ pub(crate) fn progress(
     let rolling = !before.is_some_and(|before| is(&before.current_revision));
     let deadline = spec.rollout.progress_deadline_seconds;
     let late = now.as_second() - last.as_second() >= i64::from(deadline);
-    let given_up = troubles
-        .iter()
-        .find(|trouble| trouble.given_up && trouble.revision == new.revision);
-    let hold = match given_up {
-        Some(trouble) if rolling => Some(Hold::Failed(trouble.message.clone())),
+    let worn = restarts > spec.failure_policy.max_restarts;
+    let failed = match failure {
+        Verdict::Failed(message) => Some(message.clone()),
+        _ => said_failed(deployment).filter(|_| same.is_some() && worn),
+    };
+    let hold = match &failed {
+        Some(message) if rolling => Some(Hold::Failed(message.clone())),
         _ if rolling && late => Some(Hold::Deadline { seconds: deadline }),
         _ if spec.rollout.paused => Some(Hold::Paused),
         _ => None,
     };
-    Progress { last, rolling, hold }
+    Progress {
+        last,
+        rolling,
+        failed,
+        hold,
+    }
 }
+
+/// What the status says of a failure, for the spec as it is now.
+fn said_failed(deployment: &DS4Deployment) -> Option<String> {
+    let conditions = deployment.status.iter().flat_map(|status| &status.conditions);
+    let mut failed = conditions.filter(|known| known.type_ == condition::FAILED && known.status == "True");
+    let known = failed.next()?;
+    let current = known.observed_generation == deployment.metadata.generation;
+    current.then(|| known.message.split(REMEDY).next().unwrap_or_default().to_owned())
+}
+
+/// What follows what was found in the message of `Failed`.
+pub(crate) const REMEDY: &str =
+    ": given up, and kept to be looked at; correct the cause, then change the spec or delete the pod";
 
 impl Progress {
     /// Whether the operator stopped the rollout on its own.
@@ -78,6 +102,7 @@ impl Progress {
 mod tests {
     use super::*;
     use crate::build::tests::quickstart;
+    use ds4_api::DS4DeploymentStatus;
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
     fn at(second: i64) -> Timestamp {
@@ -102,60 +127,76 @@ mod tests {
         }
     }
 
+    fn of(
+        before: Option<DS4DeploymentStatus>,
+        ready: &[bool],
+        failure: &Verdict,
+        restarts: i32,
+        now: i64,
+    ) -> Progress {
+        let mut deployment = quickstart();
+        deployment.spec.rollout.progress_deadline_seconds = 60;
+        deployment.status = before;
+        progress(&deployment, &new(ready), failure, restarts, at(now))
+    }
+
     #[test]
     fn the_clock_starts_anew_with_a_revision_and_with_every_pipeline_that_gets_ready() {
-        let spec = quickstart().spec;
-        let of = |before: Option<&DS4DeploymentStatus>, ready: &[bool]| {
-            progress(&spec, before, &new(ready), &[], at(100))
-                .last
-                .as_second()
-        };
-        assert_eq!(of(None, &[]), 100);
-        assert_eq!(of(Some(&before("aaaa", 1, 40)), &[true]), 40);
-        assert_eq!(of(Some(&before("aaaa", 1, 40)), &[true, true]), 100);
+        let last = |before, ready: &[bool]| of(before, ready, &Verdict::Fine, 0, 100).last.as_second();
+        assert_eq!(last(None, &[]), 100);
+        assert_eq!(last(Some(before("aaaa", 1, 40)), &[true]), 40);
+        assert_eq!(last(Some(before("aaaa", 1, 40)), &[true, true]), 100);
     }
 
     #[test]
     fn a_rollout_that_does_not_get_on_is_stopped_and_one_that_was_done_is_not() {
-        let mut spec = quickstart().spec;
-        spec.rollout.progress_deadline_seconds = 60;
         let hold = |current: &str, now: i64| {
-            progress(
-                &spec,
-                Some(&before(current, 1, 40)),
-                &new(&[true, false]),
-                &[],
-                at(now),
+            of(
+                Some(before(current, 1, 40)),
+                &[true, false],
+                &Verdict::Fine,
+                0,
+                now,
             )
             .hold
         };
         assert_eq!(hold("aaaa", 99), None);
         assert_eq!(hold("aaaa", 100), Some(Hold::Deadline { seconds: 60 }));
         assert_eq!(hold("bbbb", 1000), None);
-        let waiting = progress(&spec, Some(&before("aaaa", 1, 40)), &new(&[true]), &[], at(70));
+        let mut spec = quickstart().spec;
+        spec.rollout.progress_deadline_seconds = 60;
+        let waiting = of(Some(before("aaaa", 1, 40)), &[true], &Verdict::Fine, 0, 70);
         assert_eq!(waiting.due(&spec, at(70)), Some(30));
     }
 
     #[test]
-    fn a_revision_that_was_given_up_stops_its_own_rollout_only() {
-        let spec = quickstart().spec;
-        let trouble = |revision: &str| Trouble {
-            reason: "ModelInvalid",
-            message: "pod x: no".into(),
-            revision: revision.into(),
-            given_up: true,
+    fn a_revision_that_failed_is_held_while_it_rolls_out_and_told_when_it_serves() {
+        let failed = Verdict::Failed("pod x: no".into());
+        let of = |current: &str| of(Some(before(current, 0, 40)), &[false], &failed, 9, 50);
+        assert_eq!(of("aaaa").hold, Some(Hold::Failed("pod x: no".into())));
+        assert_eq!(
+            (of("bbbb").hold, of("bbbb").failed),
+            (None, Some("pod x: no".into()))
+        );
+    }
+
+    #[test]
+    fn a_pod_that_comes_up_between_two_crashes_does_not_let_the_rollout_go_on() {
+        let with = |generation: i64, restarts: i32| {
+            let mut status = before("aaaa", 0, 40);
+            status.conditions = vec![
+                serde_json::from_value(serde_json::json!({
+                    "type": condition::FAILED, "status": "True", "reason": "MaxRestartsExceeded", "message": format!("pod x: no{REMEDY}"),
+                    "observedGeneration": generation, "lastTransitionTime": "2026-01-01T00:00:00Z"}))
+                .expect("a condition"),
+            ];
+            let mut deployment = quickstart();
+            deployment.metadata.generation = Some(3);
+            deployment.status = Some(status);
+            progress(&deployment, &new(&[true]), &Verdict::Fine, restarts, at(50)).failed
         };
-        let hold = |trouble| {
-            progress(
-                &spec,
-                Some(&before("aaaa", 0, 40)),
-                &new(&[false]),
-                &[trouble],
-                at(50),
-            )
-            .hold
-        };
-        assert_eq!(hold(trouble("bbbb")), Some(Hold::Failed("pod x: no".into())));
-        assert_eq!(hold(trouble("aaaa")), None);
+        assert_eq!(with(3, 6).as_deref(), Some("pod x: no"));
+        assert_eq!(with(2, 6), None, "the spec has changed");
+        assert_eq!(with(3, 0), None, "the pod is another one");
     }
 }

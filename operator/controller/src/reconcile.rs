@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ds4_api::{DS4Deployment, DS4DeploymentStatus, MtlsMode, Names, condition};
-use jiff::{SignedDuration, Timestamp};
+use ds4_api::{DS4Deployment, DS4DeploymentSpec, DS4DeploymentStatus, MtlsMode, Names, condition};
+use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::runtime::controller::Action;
 use kube::runtime::events::{Event, EventType, Recorder};
@@ -13,17 +13,19 @@ use kube::{Client, Resource, ResourceExt};
 use crate::apply::{self, Writer};
 use crate::build::{Defaults, Prepared, build};
 use crate::caches::Caches;
-use crate::diagnose::diagnose;
+use crate::certificates::Certificates;
+use crate::diagnose::{Trouble, diagnose};
 use crate::error::Error;
 use crate::failpoint::Failpoint;
+use crate::failure::{self, Replacements, Verdict};
 use crate::metrics::Metrics;
 use crate::observe::Observed;
 use crate::probe::{Report, Route};
 use crate::progress::{Progress, progress};
 use crate::rollout::{Generation, Goal, complete, forgotten, plan};
 use crate::status::{Facts, Rollout, status};
-use crate::validate::validate;
-use crate::{certificates, loading, probe, retry};
+use crate::validate::{Blocked, validate};
+use crate::{loading, mounts, probe, retry};
 
 /// Everything is looked at again after about this, should a watch have missed something.
 const RESYNC: Duration = Duration::from_secs(1800);
@@ -36,7 +38,8 @@ pub(crate) struct Context {
     pub(crate) caches: Caches,
     pub(crate) recorder: Recorder,
     pub(crate) defaults: Defaults,
-    pub(crate) certificate_lifetime: SignedDuration,
+    /// None: this operator may not keep any.
+    pub(crate) certificates: Option<Certificates>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) retries: retry::Retries,
     pub(crate) failpoint: Failpoint,
@@ -58,10 +61,15 @@ pub(crate) async fn reconcile(
     Ok(Action::requeue(next))
 }
 
+/// Pods that hang before their first container are asked about again after this: nothing but events tells of them.
+const ASK_ABOUT_VOLUMES: Duration = Duration::from_secs(10);
+
 /// A rollout's inputs and its verdict.
 struct Judged {
     old: Vec<Generation>,
     new: Generation,
+    failure: Verdict,
+    replacements: Replacements,
     progress: Progress,
     complete: bool,
 }
@@ -72,22 +80,34 @@ async fn step(deployment: &DS4Deployment, context: &Context) -> Result<Duration,
     let now = now();
     let observed = Observed::read(&names, &context.caches.sets, &context.caches.pods);
     context.failpoint.pass("observed");
-    let troubles = diagnose(&observed.pods, deployment.spec.failure_policy.max_restarts);
-    let blocked = validate(&deployment.spec).err();
+    let volumes = mounts::mounts(&context.client, names.namespace(), &observed.pods, now).await?;
+    let limit = deployment.spec.failure_policy.max_restarts;
+    let troubles = diagnose(&observed.pods, limit, &volumes);
+    let blocked = validate(&deployment.spec)
+        .err()
+        .or_else(|| uncertified(deployment, context));
     let mut due = vec![retry::spread(RESYNC)];
     let mut judged = None;
     if blocked.is_none() {
         let prepared = build(deployment, &names, &context.defaults, &observed.outside())?;
         context.failpoint.pass("built");
-        let verdict = judge(deployment, &observed, &prepared, &troubles, now);
-        due.extend(
-            verdict
-                .progress
-                .due(&deployment.spec, now)
-                .map(Duration::from_secs),
-        );
-        due.extend(certificate(deployment, context, &names, now).await?);
-        write(deployment, context, &names, &observed, &prepared, &verdict).await?;
+        let mut verdict = judge(deployment, &observed, &prepared, &troubles, now);
+        due.extend(verdict.due(&deployment.spec, now).map(Duration::from_secs));
+        let (certificate, ()) = futures::try_join!(
+            certificate(deployment, context, &names, &observed, now),
+            surround(context, &names, &prepared),
+        )?;
+        due.extend(certificate);
+        write(
+            deployment,
+            context,
+            &names,
+            &observed,
+            &prepared,
+            &mut verdict,
+            now,
+        )
+        .await?;
         judged = Some(verdict);
     }
     let (routes, loading) = futures::join!(probe::routes(&observed.pods), loading::loading(&observed.pods));
@@ -107,9 +127,26 @@ async fn step(deployment: &DS4Deployment, context: &Context) -> Result<Duration,
     if asks_again(&routes) || status.loaded.is_some() {
         due.push(ASK_AGAIN);
     }
+    if observed
+        .pods
+        .iter()
+        .any(|pod| !pod.ready && mounts::starts(&pod.pod))
+    {
+        due.push(ASK_ABOUT_VOLUMES);
+    }
     publish_status(context, deployment, &names, &status).await?;
     context.failpoint.pass("status");
     Ok(due.into_iter().min().unwrap_or(RESYNC))
+}
+
+/// A deployment whose certificates nobody keeps.
+fn uncertified(deployment: &DS4Deployment, context: &Context) -> Option<Blocked> {
+    let wanted = deployment.spec.security.mtls.mode == MtlsMode::Managed;
+    (wanted && context.certificates.is_none()).then(|| {
+        let message = "spec.security.mtls.mode Managed: this operator may not keep certificates (certificates.managed of its chart is false): \
+                       use CertManager, or Disabled in a network that you trust";
+        Blocked::Pipeline("CertificatesNotManaged", message.into())
+    })
 }
 
 /// Whole seconds: finer ones would make every status differ.
@@ -121,18 +158,30 @@ fn judge(
     deployment: &DS4Deployment,
     observed: &Observed,
     prepared: &Prepared,
-    troubles: &[crate::diagnose::Trouble],
+    troubles: &[Trouble],
     now: Timestamp,
 ) -> Judged {
     let (old, new) = (
         observed.others(&prepared.revision),
         observed.generation(&prepared.revision),
     );
-    let progress = progress(&deployment.spec, deployment.status.as_ref(), &new, troubles, now);
+    let before = deployment.status.as_ref();
+    let replacements = Replacements::read(before, &prepared.revision);
+    let policy = &deployment.spec.failure_policy;
+    let failure = failure::judge(policy, replacements, troubles, &prepared.revision, now);
+    let progress = progress(
+        deployment,
+        &new,
+        &failure,
+        observed.restarts(&prepared.revision),
+        now,
+    );
     let complete = complete(deployment.spec.replicas, &old, &new);
     Judged {
         old,
         new,
+        failure,
+        replacements,
         progress,
         complete,
     }
@@ -144,8 +193,18 @@ impl Judged {
             old: &self.old,
             new: &self.new,
             progress: &self.progress,
+            replacements: self.replacements,
             complete: self.complete,
         }
+    }
+
+    /// Seconds until time alone changes the verdict.
+    fn due(&self, spec: &DS4DeploymentSpec, now: Timestamp) -> Option<u64> {
+        let waits = match self.failure {
+            Verdict::Wait(seconds) => Some(seconds),
+            _ => None,
+        };
+        self.progress.due(spec, now).into_iter().chain(waits).min()
     }
 }
 
@@ -154,15 +213,35 @@ async fn certificate(
     deployment: &DS4Deployment,
     context: &Context,
     names: &Names,
+    observed: &Observed,
     now: Timestamp,
 ) -> Result<Option<Duration>, Error> {
-    if deployment.spec.security.mtls.mode != MtlsMode::Managed {
+    let (MtlsMode::Managed, Some(certificates)) = (deployment.spec.security.mtls.mode, &context.certificates)
+    else {
         return Ok(None);
-    }
-    let lifetime = context.certificate_lifetime;
-    let left = certificates::ensure(&context.client, deployment, names, lifetime, now).await?;
+    };
+    let ready = observed.pods.iter().all(|pod| pod.ready);
+    let left = certificates
+        .ensure(&context.client, deployment, names, ready, now)
+        .await?;
     context.failpoint.pass("certified");
     Ok(Some(Duration::from_secs(left)))
+}
+
+fn writer<'a>(context: &'a Context, names: &'a Names) -> Writer<'a> {
+    Writer {
+        client: context.client.clone(),
+        caches: &context.caches,
+        namespace: names.namespace(),
+        metrics: &context.metrics,
+    }
+}
+
+/// What pods need before they are there.
+async fn surround(context: &Context, names: &Names, prepared: &Prepared) -> Result<(), Error> {
+    writer(context, names).surroundings(prepared).await?;
+    context.failpoint.pass("surroundings");
+    Ok(())
 }
 
 async fn write(
@@ -171,18 +250,12 @@ async fn write(
     names: &Names,
     observed: &Observed,
     prepared: &Prepared,
-    judged: &Judged,
+    judged: &mut Judged,
+    now: Timestamp,
 ) -> Result<(), Error> {
     let goal = Goal::new(&deployment.spec, judged.progress.stopped());
     let next = plan(goal, &judged.old, &judged.new);
-    let writer = Writer {
-        client: context.client.clone(),
-        caches: &context.caches,
-        namespace: names.namespace(),
-        metrics: &context.metrics,
-    };
-    writer.surroundings(prepared).await?;
-    context.failpoint.pass("surroundings");
+    let writer = writer(context, names);
     writer.sets(prepared, observed, &next).await?;
     context.failpoint.pass("sets");
     for generation in judged.old.iter().chain([&judged.new]) {
@@ -192,12 +265,25 @@ async fn write(
                 "revision {}: from {} to {wanted} pipelines",
                 generation.revision, generation.desired
             );
-            publish(context, deployment, EventType::Normal, "PipelinesScaled", &note).await;
+            publish(context, deployment, EventType::Normal, "PipelinesScaled", &note);
         }
     }
     let limit = deployment.spec.rollout.revision_history_limit;
     writer.forget(observed, &forgotten(&judged.old, limit)).await?;
     context.failpoint.pass("forgotten");
+    if let Verdict::Replace(pods) = &judged.failure {
+        for pod in pods {
+            writer.delete(&context.caches.pods, pod).await?;
+        }
+        judged.replacements.count += 1;
+        judged.replacements.last = Some(now);
+        let note = format!(
+            "replaced for the {}. time: {}",
+            judged.replacements.count,
+            pods.join(", ")
+        );
+        publish(context, deployment, EventType::Warning, "PodsReplaced", &note);
+    }
     Ok(())
 }
 
@@ -225,7 +311,7 @@ async fn publish_status(
         let old = before.and_then(|before| before.conditions.iter().find(|old| old.type_ == known.type_));
         if is_news(old, known) {
             let note = format!("{}={}: {}", known.type_, known.status, known.message);
-            publish(context, deployment, severity(known), &known.reason, &note).await;
+            publish(context, deployment, severity(known), &known.reason, &note);
         }
     }
     Ok(())
@@ -257,7 +343,7 @@ fn is_news(old: Option<&Condition>, known: &Condition) -> bool {
 /// A condition that is as people want it is normal; so is one that is merely on its way.
 fn severity(known: &Condition) -> EventType {
     let wanted = match known.type_.as_str() {
-        condition::DEGRADED => "False",
+        condition::DEGRADED | condition::FAILED => "False",
         condition::PROGRESSING => known.status.as_str(),
         _ => "True",
     };
@@ -272,8 +358,8 @@ fn severity(known: &Condition) -> EventType {
 /// The longest note that the API server takes.
 const LONGEST_NOTE: usize = 1000;
 
-/// Events are for people: one that cannot be written is logged and forgotten.
-async fn publish(context: &Context, deployment: &DS4Deployment, type_: EventType, reason: &str, note: &str) {
+/// Events are for people: nothing waits for one, and one that cannot be written is logged and forgotten.
+fn publish(context: &Context, deployment: &DS4Deployment, type_: EventType, reason: &str, note: &str) {
     let event = Event {
         type_,
         reason: reason.into(),
@@ -281,13 +367,12 @@ async fn publish(context: &Context, deployment: &DS4Deployment, type_: EventType
         action: "Reconcile".into(),
         secondary: None,
     };
-    if let Err(error) = context
-        .recorder
-        .publish(&event, &deployment.object_ref(&()))
-        .await
-    {
-        tracing::warn!(%error, reason, "event");
-    }
+    let (recorder, about) = (context.recorder.clone(), deployment.object_ref(&()));
+    tokio::spawn(async move {
+        if let Err(error) = recorder.publish(&event, &about).await {
+            tracing::warn!(%error, reason = event.reason, "event");
+        }
+    });
 }
 
 /// Says what failed, and tries again later and later.
@@ -299,6 +384,6 @@ pub(crate) fn failed(deployment: Arc<DS4Deployment>, error: &Error, context: Arc
         "reconciliation failed"
     );
     context.metrics.failed(reason);
-    tokio::spawn(async move { publish(&context, &deployment, EventType::Warning, reason, &note).await });
+    publish(&context, &deployment, EventType::Warning, reason, &note);
     Action::requeue(again)
 }

@@ -15,16 +15,21 @@ use kube::runtime::events::{Recorder, Reporter};
 use crate::apply::MANAGER;
 use crate::build::Defaults;
 use crate::caches::{Caches, controller, scoped};
+use crate::certificates::{Certificates, Lifetimes};
 use crate::failpoint::Failpoint;
 use crate::leader::Election;
 use crate::metrics::Metrics;
 use crate::reconcile::{Context, failed, reconcile};
 use crate::{RunArguments, health, retry};
 
-/// Deployments that are looked at side by side.
-const CONCURRENCY: u16 = 8;
+/// Deployments that are looked at side by side. Each writes its objects side by side as well: when all of them change at once, the API server
+/// is what takes time, and more of them would only wait for it together.
+const CONCURRENCY: u16 = 4;
 /// Changes that come this close together are looked at once.
 const DEBOUNCE: std::time::Duration = std::time::Duration::from_millis(100);
+
+/// Eight lives of the longest certificate, of which three are needed to pass from one authority to the next.
+const AUTHORITY_LIFETIME: SignedDuration = SignedDuration::from_hours(10 * 365 * 24);
 
 /// Reconciles until a signal, or until another replica leads.
 pub(crate) async fn run(arguments: RunArguments) -> Result<()> {
@@ -105,6 +110,10 @@ fn context(
     };
     let seconds =
         i64::try_from(arguments.certificate_lifetime_seconds).context("--certificate-lifetime-seconds")?;
+    let lifetimes = Lifetimes {
+        certificate: SignedDuration::from_secs(seconds),
+        authority: AUTHORITY_LIFETIME,
+    };
     Ok(Arc::new(Context {
         recorder: Recorder::new(client.clone(), reporter),
         client: client.clone(),
@@ -113,7 +122,9 @@ fn context(
             image: arguments.engine_image,
             pull_policy: arguments.engine_image_pull_policy,
         },
-        certificate_lifetime: SignedDuration::from_secs(seconds),
+        certificates: arguments
+            .managed_certificates
+            .then(|| Certificates::new(lifetimes)),
         metrics,
         retries: retry::Retries::default(),
         failpoint: Failpoint::new(arguments.end_after),

@@ -6,6 +6,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::conditions;
 use crate::diagnose::Trouble;
+use crate::failure::Replacements;
 use crate::loading::{self, Loading};
 use crate::observe::Observed;
 use crate::probe::Report;
@@ -34,6 +35,7 @@ pub(crate) struct Rollout<'a> {
     pub(crate) old: &'a [Generation],
     pub(crate) new: &'a Generation,
     pub(crate) progress: &'a Progress,
+    pub(crate) replacements: Replacements,
     /// Only the new revision has pipelines, and as many as asked for.
     pub(crate) complete: bool,
 }
@@ -113,6 +115,8 @@ pub(crate) fn status(facts: &Facts<'_>) -> DS4DeploymentStatus {
         current_revision: current(facts),
         update_revision: rollout.map(|rollout| rollout.new.revision.clone()),
         last_progress: rollout.map(|rollout| Time(rollout.progress.last)),
+        replacements: rollout.map_or(0, |rollout| rollout.replacements.count),
+        last_replacement: rollout.and_then(|rollout| rollout.replacements.last).map(Time),
         url: Some(facts.names.url(spec.server.port)),
         conditions,
         stages,

@@ -65,7 +65,7 @@ fn of_conditions(view: &View) -> Vec<Finding> {
         .conditions
         .iter()
         .filter(|known| match known.type_.as_str() {
-            condition::DEGRADED => known.status == "True",
+            condition::DEGRADED | condition::FAILED => known.status == "True",
             condition::PROGRESSING => known.reason == "ProgressDeadlineExceeded",
             _ => known.status == "False",
         });

@@ -89,6 +89,18 @@ pub(crate) const REMEDIES: &[(&str, &str)] = &[
         "correct the cause below, then change the spec or delete the pod: it was given up",
     ),
     (
+        "CertificatesNotManaged",
+        "let the operator keep certificates (certificates.managed of its chart), or set spec.security.mtls.mode",
+    ),
+    (
+        "ForeignSecret",
+        "rename or delete the Secret that the event names: the operator does not overwrite it",
+    ),
+    (
+        "IncompatiblePeers",
+        "the message names the field and both values: replace the pod that has the other one",
+    ),
+    (
         "FailedKillPod",
         "the node does not answer: look at it with kubectl describe node",
     ),

@@ -116,6 +116,20 @@ pub(super) fn kill_container(cluster: &Cluster, number: usize, id: &str) -> Resu
     process::output(&mut command).map(drop)
 }
 
+pub(super) fn pause_container(cluster: &Cluster, number: usize, id: &str, paused: bool) -> Result<()> {
+    let what = if paused { "pause" } else { "resume" };
+    on_node(
+        cluster,
+        number,
+        &["ctr", "--namespace", "k8s.io", "tasks", what, id],
+    )
+    .map(drop)
+}
+
+pub(super) fn on_node(cluster: &Cluster, number: usize, command: &[&str]) -> Result<String> {
+    process::output(node::enter(cluster, number)?.args(command))
+}
+
 pub(super) fn start_api(cluster: &mut Cluster) -> Result<()> {
     control_plane::start_api_server(cluster)?;
     wait_for_api(cluster)

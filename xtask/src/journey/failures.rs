@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
-use super::world::{World, beside};
+use super::world::{FLASH, World, beside, seconds};
 
 /// Applies a manifest that cannot work, beside what serves, and reads what the condition says.
 fn named(
@@ -64,6 +64,93 @@ pub(super) fn no_memory(world: &mut World<'_>) -> Result<String> {
         "NotEnoughMemory",
         &["flash-early-", "8Mi", "fewer layers"],
     )
+}
+
+/// The folder with the model is not there: the node says so in events alone.
+pub(super) fn no_volume(world: &mut World<'_>) -> Result<String> {
+    world.settle(&beside(1))?;
+    let mut bad = beside(1);
+    bad["spec"]["pipeline"]["stages"][0]["podTemplate"] = json!({"spec": {
+        "volumes": [{"name": "extra", "hostPath": {"path": "/none/such", "type": "Directory"}}],
+        "containers": [{"name": "ds4", "volumeMounts": [{"name": "extra", "mountPath": "/extra"}]}],
+    }});
+    named(
+        world,
+        &bad,
+        "Degraded",
+        "FailedMount",
+        &["flash-early-", "/none/such", "spec.model.source"],
+    )
+}
+
+/// A pod that ends again and again is replaced after a while, and the one after that is kept, with the reason.
+pub(super) fn given_up(world: &mut World<'_>) -> Result<String> {
+    let address = world.settle(&beside(1))?;
+    let mut bad = beside(1);
+    // The micro model has three layers.
+    bad["spec"]["pipeline"]["stages"] = json!([
+        {"name": "early", "layers": {"first": 0, "last": 7}},
+        {"name": "output", "layers": {"first": 8}},
+    ]);
+    bad["spec"]["failurePolicy"] =
+        json!({"maxRestarts": 1, "maxReplacements": 1, "backoff": {"baseSeconds": 2, "maxSeconds": 2}});
+    let (told, report) = world.under_load(&address, 0, |world| {
+        world.apply(&bad)?;
+        let replaced = world.until("replaced", |deployment| deployment["status"]["replacements"] == 1)?;
+        let failed = world.until_says("Failed", "True", "MaxRestartsExceeded")?;
+        let message = world.message("Failed")?;
+        for word in ["expected", "delete the pod"] {
+            ensure!(message.contains(word), "the message has no {word:?}: {message}");
+        }
+        let pod = message
+            .split(' ')
+            .nth(1)
+            .unwrap_or_default()
+            .trim_end_matches(':')
+            .to_owned();
+        let of = |world: &World<'_>, path: &str| {
+            let path = format!("jsonpath={path}");
+            world.cluster.kubectl(&["get", "pod", &pod, "-o", &path])
+        };
+        let uid = of(world, "{.metadata.uid}")?;
+        std::thread::sleep(std::time::Duration::from_secs(5));
+        ensure!(of(world, "{.metadata.uid}")? == uid, "pod {pod} was not kept");
+        let replaced_again = world.get()?["status"]["replacements"] != 1;
+        ensure!(!replaced_again, "it was replaced once more");
+        world.apply(&beside(1))?;
+        world.rest()?;
+        Ok(format!(
+            "replaced after {}, failed {} later: {message}",
+            seconds(replaced),
+            seconds(failed)
+        ))
+    })?;
+    let left = world.message("Failed")?;
+    ensure!(left == "no pod was given up", "{FLASH} still says: {left}");
+    Ok(format!("{told}; {}", report.summary()))
+}
+
+/// Certificates that nobody may keep are told, and pods are not left waiting for a Secret.
+pub(super) fn no_certificates(world: &mut World<'_>) -> Result<String> {
+    world.clear()?;
+    world.operators(0)?;
+    let listen = ["--managed-certificates", "false", "--listen", "127.0.0.1:8081"];
+    let operator = world.operator("operator-uncertified", &listen)?;
+    let outcome = named(
+        world,
+        &beside(1),
+        "PipelineReady",
+        "CertificatesNotManaged",
+        &["certificates.managed", "CertManager"],
+    );
+    operator.end(std::time::Duration::from_secs(5));
+    let pods = world.pods(None);
+    world.operators(2)?;
+    ensure!(
+        outcome.is_err() || pods?.is_empty(),
+        "pods were made all the same"
+    );
+    outcome
 }
 
 /// A model name is for life.

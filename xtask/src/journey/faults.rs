@@ -76,6 +76,57 @@ pub(super) fn evict_output(world: &mut World<'_>) -> Result<String> {
     })
 }
 
+/// A stage's pod is deleted in peace: it hands over what it has begun before it ends.
+pub(super) fn evict_stage(world: &mut World<'_>) -> Result<String> {
+    let address = world.settle(&flash(1))?;
+    let pod = world.pods(Some("early"))?.remove(0);
+    kill(world, &address, 0, |world| {
+        world.cluster.kubectl(&["delete", "pod", &pod]).map(drop)
+    })
+}
+
+/// A stage stands still for a while, as one does that compiles or swaps: its requests are computed by the output pod, and nobody restarts it.
+pub(super) fn stall_stage(world: &mut World<'_>) -> Result<String> {
+    const STALL: Duration = Duration::from_secs(30);
+    let address = world.settle(&flash(1))?;
+    let pod = world.pods(Some("early"))?.remove(0);
+    let (recovered, report) = world.under_load(&address, 0, |world| {
+        world.cluster.pause_container(&pod, true)?;
+        std::thread::sleep(STALL);
+        world.cluster.pause_container(&pod, false)?;
+        world.rest()
+    })?;
+    let path = "jsonpath={.status.containerStatuses[0].restartCount}";
+    let restarts = world.cluster.kubectl(&["get", "pod", &pod, "-o", path])?;
+    ensure!(restarts == "0", "it was restarted {restarts} times");
+    Ok(format!(
+        "still for {} s, not restarted, whole {} later; {}",
+        STALL.as_secs(),
+        seconds(recovered),
+        report.summary()
+    ))
+}
+
+/// No stage ever comes: the output pod takes no requests that it would have to compute alone from the first on, and the conditions say why.
+pub(super) fn no_stage(world: &mut World<'_>) -> Result<String> {
+    world.clear()?;
+    let mut manifest = flash(1);
+    manifest["spec"]["handoff"]["policy"] = "Always".into();
+    manifest["spec"]["pipeline"]["stages"][0]["podTemplate"]["spec"]["nodeSelector"]["disk"] =
+        "none-such".into();
+    world.apply(&manifest)?;
+    world.until_says("Degraded", "True", "Unschedulable")?;
+    let took = world.until_says("HandoffReady", "False", "RouteIncomplete")?;
+    world.until_says("Available", "False", "NoPipelineAnswers")?;
+    let why = world.message("HandoffReady")?;
+    ensure!(
+        why.contains("flash-early-"),
+        "the message does not name the stage: {why}"
+    );
+    world.clear()?;
+    Ok(format!("not available, named after {}: {why}", seconds(took)))
+}
+
 fn delete(world: &World<'_>, pods: &[String]) -> Result<()> {
     let mut delete = vec!["delete", "pod", "--grace-period=0", "--force"];
     delete.extend(pods.iter().map(String::as_str));

@@ -14,6 +14,8 @@ use serde_json::{Value, json};
 const CLIENTS: usize = 3;
 /// A client rests this long between two requests.
 const PAUSE: Duration = Duration::from_millis(100);
+/// So many requests of a load go over the stages at least, whatever happens to it.
+const LEAST: usize = 5;
 /// No request may take longer.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -124,7 +126,13 @@ impl Report {
             self.answered + self.failures.len(),
             self.failures.join("; ")
         );
-        ensure!(self.answered > 0, "no request was answered");
+        // A load that the output pods answer alone would say nothing about the stages.
+        let over_stages = self.decided("disaggregated");
+        ensure!(
+            over_stages >= LEAST,
+            "{over_stages} of {} requests went over the stages, expected at least {LEAST}",
+            self.answered
+        );
         Ok(())
     }
 
@@ -260,12 +268,15 @@ mod tests {
             took: Duration::ZERO,
             answer,
         };
-        let mut report = Report::default();
-        report.count(outcome(Ok(Answer {
+        let answer = |decision: &str| Answer {
             text: "a".into(),
-            decision: "local".into(),
+            decision: decision.into(),
             reason: None,
-        })));
+        };
+        let mut report = Report::default();
+        report.count(outcome(Ok(answer("local"))));
+        assert!(report.check(&["a".into()], 0).is_err(), "no stage was asked");
+        (0..LEAST).for_each(|_| report.count(outcome(Ok(answer("disaggregated")))));
         assert!(report.check(&["a".into()], 0).is_ok());
         assert!(report.check(&["b".into()], 0).is_err());
         report.count(outcome(Err(anyhow::anyhow!("refused"))));

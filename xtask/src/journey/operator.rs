@@ -11,9 +11,10 @@ use crate::demo::SYSTEM;
 use crate::process::Started;
 
 /// Steps after which the operator can be told to end; see `operator/controller/src/reconcile.rs`.
-const STEPS: [&str; 7] = [
+const STEPS: [&str; 8] = [
     "observed",
     "built",
+    "certified",
     "surroundings",
     "sets",
     "forgotten",

@@ -68,6 +68,8 @@ fn invalid(cluster: &Cluster) -> Result<()> {
         ("two-image-versions", "spec.image"),
         ("two-caches", "spec.model.cache"),
         ("claim-without-size", "spec.model.cache"),
+        ("no-start", "spec.pipeline"),
+        ("backoff-shrinks", "spec.failurePolicy.backoff"),
     ];
     for (name, field) in fields {
         let file = folder.join(format!("{name}.yaml")).display().to_string();

@@ -99,10 +99,13 @@ impl World<'_> {
     pub(super) fn settle(&mut self, manifest: &Value) -> Result<String> {
         self.apply(manifest)?;
         self.rest()?;
-        Ok(format!(
-            "http://{}",
-            self.cluster.forward("default", FLASH, PORT)?
-        ))
+        self.address()
+    }
+
+    /// Where the deployment answers.
+    pub(super) fn address(&mut self) -> Result<String> {
+        let forward = self.cluster.forward("default", FLASH, PORT)?;
+        Ok(format!("http://{forward}"))
     }
 
     /// Removes the deployment.
@@ -183,6 +186,17 @@ impl World<'_> {
         said.trim_start_matches("node")
             .parse()
             .with_context(|| said.clone())
+    }
+
+    /// Removes the deployment and waits until its pods are gone.
+    pub(super) fn clear(&mut self) -> Result<()> {
+        self.remove()?;
+        let start = Instant::now();
+        while !self.pods(None)?.is_empty() {
+            ensure!(start.elapsed() < PATIENCE, "its pods are still there");
+            std::thread::sleep(Duration::from_millis(300));
+        }
+        Ok(())
     }
 
     /// Runs `work` under a constant load; every answer must be what the deployment answers before or after it, and at most `failures` may fail.

@@ -42,8 +42,15 @@ pub(crate) async fn run(arguments: StageArguments) -> Result<()> {
         drain_timeout: arguments.drain_timeout,
         tls,
     };
+    let probes = match &arguments.health_listen {
+        Some(address) => {
+            let bound = TcpListener::bind(address).await;
+            Some(bound.with_context(|| format!("--health-listen {address}"))?)
+        }
+        None => None,
+    };
     StageServer::new(slice, options)
-        .serve(listener, stop(arguments.until_stdin_closes))
+        .serve_with_probes(listener, probes, stop(arguments.until_stdin_closes))
         .await?;
     Ok(())
 }

@@ -303,7 +303,7 @@ impl Stage {
                 std::future::pending::<()>().await;
             }
         };
-        let serving = server.serve_on(host, Arc::clone(&sessions), connections, shutdown);
+        let serving = server.serve_on(host, Arc::clone(&sessions), connections, None, shutdown);
         let ended = Arc::new(AtomicBool::new(false));
         let left = Arc::clone(&ended);
         tokio::spawn(async move {

@@ -95,12 +95,26 @@ impl StageServer {
         listener: TcpListener,
         shutdown: impl Future<Output = ()> + Send,
     ) -> Result<(), tonic::transport::Error> {
+        self.serve_with_probes(listener, None, shutdown).await
+    }
+
+    /// As [`Self::serve`]; `grpc.health.v1` alone is also answered on `probes`, in the clear: who watches over the process need not have one
+    /// of its certificates.
+    ///
+    /// # Errors
+    /// When the transport fails.
+    pub async fn serve_with_probes(
+        self,
+        listener: TcpListener,
+        probes: Option<TcpListener>,
+        shutdown: impl Future<Output = ()> + Send,
+    ) -> Result<(), tonic::transport::Error> {
         let tls = self.options.tls.clone();
         let _ = listener
             .local_addr()
             .map(|address| tracing::info!(%address, encrypted = tls.is_some(), "stage serves"));
         let (host, sessions) = (Host::real(tls.clone()), self.sessions());
-        self.serve_on(host, sessions, incoming(listener, tls), shutdown)
+        self.serve_on(host, sessions, incoming(listener, tls), probes, shutdown)
             .await
     }
 
@@ -115,9 +129,14 @@ impl StageServer {
         host: Host,
         sessions: Arc<Sessions>,
         connections: impl Stream<Item = std::io::Result<Io>>,
+        probes: Option<TcpListener>,
         shutdown: impl Future<Output = ()> + Send,
     ) -> Result<(), tonic::transport::Error> {
         let (health, health_service) = tonic_health::server::health_reporter();
+        let probed = probes.map(|probes| {
+            let health = Server::builder().add_service(health_service.clone());
+            tokio::spawn(health.serve_with_incoming(incoming(probes, None)))
+        });
         let shared = Shared {
             slice: self.slice,
             compute: host.compute(()),
@@ -145,6 +164,9 @@ impl StageServer {
             .serve_with_incoming_shutdown(connections, ended)
             .await;
         sweeping.abort();
+        if let Some(probed) = probed {
+            probed.abort();
+        }
         served
     }
 

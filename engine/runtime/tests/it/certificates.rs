@@ -4,10 +4,16 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ds4_runtime::{Engine, EngineOptions, StageOptions, Tls};
+use ds4_proto::v1::DescribeRequest;
+use ds4_proto::v1::stage_client::StageClient;
+use ds4_runtime::{Engine, EngineOptions, StageOptions, StageServer, Tls};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use tokio::net::TcpListener;
+use tonic::transport::Endpoint;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_client::HealthClient;
 
-use crate::support::{Served, alone, ask, prompt, stage_at, strict, unconnected};
+use crate::support::{Served, alone, ask, prompt, slice, stage_at, strict, unconnected};
 
 type Authority = CertifiedIssuer<'static, KeyPair>;
 
@@ -96,6 +102,27 @@ pub async fn a_stranger_is_refused_by_either_end() {
         trusts_others.contains("UnknownIssuer") || trusts_others.contains("BadSignature"),
         "{trusts_others}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_probes_a_stage_needs_no_certificate_and_learns_its_health_alone() {
+    let ca = authority();
+    let options = StageOptions {
+        tls: Some(identity(&ca, &ca).tls),
+        ..StageOptions::default()
+    };
+    let bind = || TcpListener::bind("127.0.0.1:0");
+    let (own, probes) = (bind().await.unwrap(), bind().await.unwrap());
+    let address = format!("http://{}", probes.local_addr().unwrap());
+    let server = StageServer::new(slice(0, 1), options);
+    tokio::spawn(server.serve_with_probes(own, Some(probes), std::future::pending()));
+    let channel = Endpoint::from_shared(address).unwrap().connect().await.unwrap();
+    let health = HealthClient::new(channel.clone())
+        .check(HealthCheckRequest::default())
+        .await;
+    assert_eq!(health.unwrap().into_inner().status, 1, "serving");
+    let described = StageClient::new(channel).describe(DescribeRequest {}).await;
+    assert_eq!(described.unwrap_err().code(), tonic::Code::Unimplemented);
 }
 
 #[tokio::test(flavor = "multi_thread")]

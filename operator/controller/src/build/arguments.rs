@@ -1,6 +1,6 @@
 //! What the engine is told: arguments and environment.
 
-use ds4_api::{DS4Deployment, GRPC_PORT, Names, OnFailure, Policy, Stage};
+use ds4_api::{DS4Deployment, GRPC_PORT, HEALTH_PORT, Names, OnFailure, Policy, Stage};
 use serde_json::{Value, json};
 
 use super::pod::HTTP_PORT;
@@ -17,7 +17,7 @@ pub(super) fn arguments(
     let mut arguments = if stage.layers.last.is_none() {
         serve(deployment, stage, names, revision, model)
     } else {
-        prefill(stage, model)
+        prefill(deployment, stage, model)
     };
     if let Some(tokens) = deployment.spec.context.max_tokens {
         arguments.extend(["--max-context".into(), tokens.to_string()]);
@@ -27,13 +27,17 @@ pub(super) fn arguments(
     arguments
 }
 
-fn prefill(stage: &Stage, model: &str) -> Vec<String> {
+fn prefill(deployment: &DS4Deployment, stage: &Stage, model: &str) -> Vec<String> {
     let listen = format!("0.0.0.0:{GRPC_PORT}");
     let layers = stage.layers.argument();
     let flags = [
         "stage", "--model", model, "--layers", &layers, "--listen", &listen,
     ];
-    flags.map(String::from).into()
+    let mut arguments: Vec<String> = flags.map(String::from).into();
+    if secrets::encrypted(deployment) {
+        arguments.extend(["--health-listen".into(), format!("0.0.0.0:{HEALTH_PORT}")]);
+    }
+    arguments
 }
 
 fn serve(

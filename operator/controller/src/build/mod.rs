@@ -263,7 +263,7 @@ pub(crate) mod tests {
         assert_ne!(revision(&|d| d.spec.image = Some(image.clone())), same);
         assert_ne!(revision(&|d| d.spec.pipeline.stages[1].name = "mid".into()), same);
         assert_ne!(
-            revision(&|d| d.spec.security.mtls.mode = ds4_api::MtlsMode::Managed),
+            revision(&|d| d.spec.security.mtls.mode = ds4_api::MtlsMode::Disabled),
             same
         );
         assert_ne!(revision(&|d| d.spec.handoff.timeout_seconds = 7), same);
@@ -293,10 +293,13 @@ pub(crate) mod tests {
         );
         let text = serde_json::to_string(&objects.stateful_sets).expect("JSON");
         assert!(
-            text.contains("quickstart-tls") && !text.contains("secretKeyRef"),
+            text.contains("quickstart-stages-tls") && !text.contains("secretKeyRef"),
             "{text}"
         );
-        assert!(!text.contains("quickstart-ca"), "no pod sees the authority's key");
+        assert!(
+            !text.contains("quickstart-stages-ca"),
+            "no pod sees the authority's key"
+        );
         let pod = objects.stateful_sets[0]
             .spec
             .template
@@ -304,10 +307,48 @@ pub(crate) mod tests {
             .clone()
             .expect("a pod");
         let probe = pod.containers[0].liveness_probe.clone().expect("a probe");
+        let port = probe.grpc.map(|grpc| grpc.port);
+        assert_eq!(port, Some(7402), "the kubelet has no certificate");
+        assert!(all[0].contains("--health-listen 0.0.0.0:7402"), "{}", all[0]);
+    }
+
+    #[test]
+    fn cert_manager_is_asked_for_the_certificate_that_the_pods_mount() {
+        let mut deployment = quickstart();
         assert!(
-            probe.grpc.is_none() && probe.exec.is_some(),
-            "the kubelet has no certificate"
+            prepared(&deployment).certificate.is_none(),
+            "the operator keeps it"
         );
+        deployment.spec.security.mtls = ds4_api::Mtls {
+            mode: ds4_api::MtlsMode::CertManager,
+            issuer_ref: Some(ds4_api::IssuerRef {
+                name: "ca".into(),
+                kind: "ClusterIssuer".into(),
+            }),
+        };
+        let objects = prepared(&deployment);
+        let certificate = serde_json::to_value(objects.certificate.expect("one")).expect("JSON");
+        assert_eq!(certificate["apiVersion"], "cert-manager.io/v1");
+        assert_eq!(certificate["metadata"]["ownerReferences"][0]["uid"], "1234");
+        assert_eq!(
+            certificate["spec"],
+            serde_json::json!({
+                "secretName": "quickstart-stages-tls",
+                "dnsNames": ["*.quickstart-stages.llm.svc", "quickstart-stages.llm.svc", "localhost"],
+                "usages": ["server auth", "client auth"],
+                "privateKey": {"algorithm": "ECDSA", "size": 256, "rotationPolicy": "Always"},
+                "issuerRef": {"name": "ca", "kind": "ClusterIssuer", "group": "cert-manager.io"},
+            })
+        );
+        for set in &objects.stateful_sets {
+            let pod = set.spec.template.spec.clone().expect("a pod");
+            let mounted = pod.volumes.into_iter().flatten();
+            let secrets: Vec<Option<String>> = mounted
+                .filter_map(|volume| volume.secret.map(|secret| secret.secret_name))
+                .collect();
+            assert_eq!(secrets, [Some("quickstart-stages-tls".to_owned())]);
+            assert!(arguments(set).join(" ").contains("--tls-dir /tls"));
+        }
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! The pod of a stage.
 
 use ds4_api::{
-    DS4Deployment, GRPC_PORT, LABEL_MANAGED_BY, LABEL_NAME, LABEL_ROLE, LABEL_STAGE, MANAGED_BY, Names,
-    PROGRESS_PORT, Stage,
+    DS4Deployment, GRPC_PORT, HEALTH_PORT, LABEL_MANAGED_BY, LABEL_NAME, LABEL_ROLE, LABEL_STAGE, MANAGED_BY,
+    Names, PROGRESS_PORT, Stage,
 };
 use serde_json::{Value, json};
 
@@ -21,8 +21,6 @@ const ANNOTATION_CACHE: &str = "ds4.dev/cache";
 const USER: i64 = 65532;
 /// Probes give a pod this many periods of ten seconds to load: 45 minutes for the largest files on slow disks.
 const LOADING_PERIODS: i32 = 270;
-/// The engine in its image.
-const PROGRAM: &str = "/usr/bin/ds4";
 /// A leaving output pod goes on taking requests for this many seconds: until every node's proxy has learned that it leaves.
 const NOTICE_SECONDS: i32 = 5;
 
@@ -51,7 +49,7 @@ pub(super) fn template(
         // Of a process that failed the last lines say why; the operator reads them.
         "terminationMessagePolicy": "FallbackToLogsOnError",
     });
-    probes(&mut container, output, &secrets::tls_arguments(deployment));
+    probes(&mut container, output, secrets::encrypted(deployment));
     if output {
         container["lifecycle"] = json!({"preStop": {"sleep": {"seconds": NOTICE_SECONDS}}});
     }
@@ -179,17 +177,12 @@ fn container_security() -> Value {
 }
 
 /// The kubelet may restart a pod only when its process is gone or stuck, never because it loads.
-fn probes(container: &mut Value, output: bool, tls: &[String]) {
+fn probes(container: &mut Value, output: bool, encrypted: bool) {
     let alive = if output {
         json!({"httpGet": {"path": "/healthz", "port": HTTP_PORT_NAME}})
-    } else if tls.is_empty() {
-        json!({"grpc": {"port": GRPC_PORT}})
     } else {
-        // The kubelet has no certificate of the deployment's authority; the pod itself has.
-        let address = format!("localhost:{GRPC_PORT}");
-        let mut command = vec![PROGRAM, "health", &address];
-        command.extend(tls.iter().map(String::as_str));
-        json!({"exec": {"command": command}})
+        // The kubelet has no certificate of the deployment's authority.
+        json!({"grpc": {"port": if encrypted { HEALTH_PORT } else { GRPC_PORT }}})
     };
     let ready = if output {
         json!({"httpGet": {"path": "/readyz", "port": HTTP_PORT_NAME}})

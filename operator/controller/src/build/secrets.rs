@@ -36,7 +36,7 @@ pub(super) fn mount(
     }
 }
 
-fn encrypted(deployment: &DS4Deployment) -> bool {
+pub(super) fn encrypted(deployment: &DS4Deployment) -> bool {
     deployment.spec.security.mtls.mode != MtlsMode::Disabled
 }
 
