@@ -158,7 +158,7 @@ pub(super) fn run(url: &str, number: usize, reference: &Reference, stop: &Atomic
     let mut turn = 0;
     while !stop.load(Ordering::Relaxed) {
         let i = (number * 37 + turn * 11) % count;
-        let leaves = (number + turn) % LEAVES.1 == 0;
+        let leaves = (number + turn).is_multiple_of(LEAVES.1);
         turn += 1;
         let (mut answer, mut events) = (Answer::default(), 0);
         let ended = follow(&agent, url, &reference.prompts.body(i, &user), |event| {
@@ -177,7 +177,7 @@ pub(super) fn run(url: &str, number: usize, reference: &Reference, stop: &Atomic
             ));
         }
         match ended {
-            Ok(ended) => note(&mut tally, ended, &answer == &reference.answers[i], i),
+            Ok(ended) => note(&mut tally, ended, answer == reference.answers[i], i),
             Err(error) => tally.wrong.push(format!("prompt {i}: {error:#}")),
         }
     }
@@ -236,12 +236,12 @@ fn follow(
         header("retry-after").is_some(),
         header("x-ds4-disaggregation").unwrap_or_default(),
     );
-    let mut lines = BufReader::new(response.into_body().into_reader()).lines();
+    let lines = BufReader::new(response.into_body().into_reader()).lines();
     if status != 200 {
         let body = lines.map_while(Result::ok).collect();
         return Ok(Ended::Refused { status, retry, body });
     }
-    while let Some(line) = lines.next() {
+    for line in lines {
         let line = line.context("reading the stream")?;
         if let Some(comment) = line.strip_prefix(": ") {
             if let Some(late) = comment.strip_prefix("x-ds4-disaggregation: ") {
