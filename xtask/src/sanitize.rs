@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::Command;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 use serde_json::Value;
 
@@ -34,10 +34,10 @@ pub enum Tool {
 /// # Errors
 /// When a tool finds something, or is missing: then with the remedy.
 pub fn run(tools: &[Tool], short: bool) -> Result<()> {
-    let tools = if tools.is_empty() {
-        Tool::value_variants()
-    } else {
-        tools
+    let tools = match (tools, short) {
+        ([], true) => &[Tool::Address, Tool::Valgrind],
+        ([], false) => Tool::value_variants(),
+        (named, _) => named,
     };
     for tool in tools {
         match tool {
@@ -106,9 +106,11 @@ fn miri(short: bool) -> Result<()> {
         .args(["+nightly", "miri", "--version"])
         .output();
     if !there.is_ok_and(|output| output.status.success()) {
-        bail!(
-            "Miri is missing: rustup toolchain install nightly --component miri (or leave it out: --tool address --tool valgrind)"
-        );
+        let mut install = Command::new("rustup");
+        install.args(["toolchain", "install", "nightly", "--profile", "minimal"]);
+        install.args(["--component", "miri", "--component", "rust-src"]);
+        process::logged(&mut install, &log("rustup"))
+            .context("Miri is missing (leave it out: --tool address --tool valgrind)")?;
     }
     // The toolchain of this command would win over `+nightly` otherwise.
     let mut command = Command::new("cargo");
