@@ -20,7 +20,7 @@ fn script(leaves: Option<Duration>) -> Script {
     script.options.prefill_chunk = 4;
     script.options.policy = Policy::Always;
     script.options.on_failure = OnFailure::Fail;
-    script.options.kv_budget = 0;
+    script.options.kept_budget = 0;
     script.talks = vec![Talk {
         opening: 1,
         length: 2000,

@@ -160,7 +160,7 @@ fn options(random: &mut Random) -> EngineOptions {
         } else {
             Policy::Always
         },
-        kv_budget: random.pick(&[0, 1 << 20, 1 << 30]),
+        kept_budget: random.pick(&[0, 1 << 20, 1 << 30]),
         stage_hold: Duration::from_secs(3),
         ..EngineOptions::default()
     }
