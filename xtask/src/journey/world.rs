@@ -80,7 +80,7 @@ fn forgetful(manifest: &Value) -> Value {
             }
             let env = &mut containers[0]["env"];
             let mut all = env.as_array().cloned().unwrap_or_default();
-            all.push(json!({"name": "DS4_KV_BUDGET", "value": "1"}));
+            all.push(json!({"name": "DS4_KEPT_BUDGET", "value": "1"}));
             *env = all.into();
         }
     }

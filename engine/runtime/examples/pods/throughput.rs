@@ -20,7 +20,7 @@ pub async fn measure(options: &Options) {
     }
     let tls = certificates(options);
     let mut engine_options = engine_options(CHUNK, tls.clone());
-    engine_options.kv_budget = 0;
+    engine_options.kept_budget = 0;
     let (streams, frame) = (u64::from(engine_options.streams), engine_options.frame_bytes);
     let pod = spawn(options, 0, SPLIT - 1, options.get("stage-cpu")).await;
     let engine = engine(options, model, SPLIT, vec![pod.endpoint.clone()], engine_options).await;

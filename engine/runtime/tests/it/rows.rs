@@ -251,7 +251,7 @@ async fn the_end_of_a_turn_stops_decode_on_the_owner() {
 async fn a_client_that_leaves_in_the_middle_of_decode_leaves_nothing() {
     let stage = stage(0, 1);
     let mut options = strict();
-    options.kv_budget = 0;
+    options.kept_budget = 0;
     let engine = engine(2, &[&stage], options).await;
     let mut asked = request(prompt(60));
     asked.max_tokens = 2000;
