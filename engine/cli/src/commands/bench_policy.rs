@@ -191,7 +191,8 @@ mod tests {
     fn on_the_example_the_policy_is_near_hindsight_and_better_than_either_fixed_one() {
         for seed in 0..20 {
             let report = replay(&example(seed), 512);
-            assert!(report.regret < 0.15, "seed {seed}: {report}");
+            // A third of the trace is spent where what was learned before misleads.
+            assert!(report.regret < 0.25, "seed {seed}: {report}");
             assert!(report.policy < report.best_fixed, "seed {seed}: {report}");
         }
     }

@@ -68,13 +68,19 @@ fn all_hold(seeds: std::ops::Range<u64>) {
     }
 }
 
-/// The first of `seeds` that shows the planted defect.
+/// The first of `seeds` that shows the planted defect, and nothing without it.
 fn caught(bug: Bug, script: fn(&mut Random) -> Script, seeds: u64) -> (u64, Violation) {
     let found = (0..seeds).find_map(|seed| {
         let violation = simulate(seed, Some(bug), script).err()?;
         Some((seed, violation.0))
     });
-    found.unwrap_or_else(|| panic!("{bug:?} was not found by {seeds} seeds"))
+    let (seed, violation) = found.unwrap_or_else(|| panic!("{bug:?} was not found by {seeds} seeds"));
+    assert_eq!(
+        simulate(seed, None, script).err(),
+        None,
+        "seed {seed} without {bug:?}"
+    );
+    (seed, violation)
 }
 
 fn from_environment(name: &str) -> Option<u64> {
@@ -123,7 +129,11 @@ fn without_faults_everything_is_disaggregated() {
 #[test]
 fn a_hash_that_nobody_checks_is_found() {
     let (seed, violation) = caught(Bug::HashUnchecked, Script::flips, 600);
-    assert!(violation.starts_with("wrong tokens"), "seed {seed}: {violation}");
+    // Rows of other tokens are decoded, or a session stands elsewhere than its tokens say.
+    assert!(
+        violation.starts_with("wrong tokens") || violation.contains("frontier: expected"),
+        "seed {seed}: {violation}"
+    );
 }
 
 #[test]
