@@ -17,7 +17,14 @@ fn request(changes: Value) -> Value {
 fn plain(mut value: Value) -> Value {
     match &mut value {
         Value::Object(fields) => {
-            fields.retain(|key, _| !["id", "created_at", "call_id", "cached_tokens"].contains(&key.as_str()));
+            let changing = [
+                "id",
+                "created_at",
+                "call_id",
+                "cached_tokens",
+                "cache_write_tokens",
+            ];
+            fields.retain(|key, _| !changing.contains(&key.as_str()));
             fields.values_mut().for_each(|field| *field = plain(field.take()));
         }
         Value::Array(items) => items.iter_mut().for_each(|item| *item = plain(item.take())),
