@@ -62,7 +62,7 @@ impl Responses {
             "id": self.id, "object": "response", "created_at": self.created, "status": status, "model": self.model,
             "output": self.output, "error": error, "incomplete_details": incomplete, "usage": usage.map(counts),
             "background": false, "instructions": null, "max_output_tokens": null, "metadata": {}, "parallel_tool_calls": true,
-            "previous_response_id": null, "reasoning": {"effort": null, "summary": null}, "store": false, "temperature": 1.0,
+            "previous_response_id": null, "reasoning": {"effort": null, "summary": null}, "temperature": 1.0,
             "text": {"format": {"type": "text"}}, "tool_choice": "auto", "tools": [], "top_p": 1.0, "truncation": "disabled",
         });
         if let Some(fields) = value.as_object_mut() {
@@ -167,7 +167,7 @@ impl Responses {
             Kind::Call => {
                 vec![self.item_event(
                     "response.function_call_arguments.done",
-                    json!({"arguments": text, "name": open.name}),
+                    json!({"arguments": text}),
                 )]
             }
         };
