@@ -4,14 +4,22 @@
 //! call computed comes back to the host's [`ds4_model::Kv`] in one copy, so that handoff, storage and everything else work as with any other
 //! back end. Every kernel gives the bits of its scalar reference, so the logits are those of the CPU back end, bit for bit.
 
-mod attention;
+use ds4_kernels_cuda as kernels;
+
+// Of the pass over a device's kernels, what reads the same on every device.
+#[path = "../../device/compress.rs"]
 mod compress;
-mod feed_forward;
+#[path = "../../device/input.rs"]
 mod input;
+#[path = "../../device/select.rs"]
+mod select;
+#[path = "../../device/session.rs"]
+mod session;
+
+mod attention;
+mod feed_forward;
 mod load;
 mod pass;
-mod select;
-mod session;
 mod slice;
 
 pub use slice::CudaSlice;

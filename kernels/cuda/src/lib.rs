@@ -12,18 +12,23 @@ mod error;
 mod launch;
 mod segments;
 
+// Host code that reads the same for every device.
+#[path = "../../device/compressor.rs"]
+pub mod compressor;
+#[path = "../../device/hyper.rs"]
+pub mod hyper;
+#[path = "../../device/norm.rs"]
+pub mod norm;
+
 pub mod activation;
 pub mod attention;
 pub mod codec;
-pub mod compressor;
 pub mod embedding;
 pub mod experts;
 pub mod fatbin;
-pub mod hyper;
 pub mod indexer;
 pub mod matmul;
 pub mod matrix;
-pub mod norm;
 pub mod peak;
 pub mod router;
 
@@ -31,5 +36,8 @@ pub use arena::{Arena, Mark};
 pub use buffer::{Buffer, Element, Slice};
 pub use device::{Device, Facts, IMAGE, present};
 pub use error::CudaError;
+/// The error by the name that code for every device uses.
+pub use error::CudaError as DeviceError;
+use launch::Shape;
 pub use launch::{Signature, TABLE};
 pub use segments::Segments;

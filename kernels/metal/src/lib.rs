@@ -18,17 +18,22 @@ mod source;
 #[cfg(target_os = "macos")]
 mod apple;
 
+// Host code that reads the same for every device.
+#[path = "../../device/compressor.rs"]
+pub mod compressor;
+#[path = "../../device/hyper.rs"]
+pub mod hyper;
+#[path = "../../device/norm.rs"]
+pub mod norm;
+
 pub mod activation;
 pub mod attention;
 pub mod codec;
-pub mod compressor;
 pub mod embedding;
 pub mod experts;
-pub mod hyper;
 pub mod indexer;
 pub mod matmul;
 pub mod matrix;
-pub mod norm;
 pub mod router;
 
 pub use arena::{Arena, Mark};
@@ -36,5 +41,7 @@ pub use buffer::{Buffer, Element, Slice};
 pub use device::Device;
 pub use driver::{Binding, Driver, Facts, Launch, Memory, Shape};
 pub use error::MetalError;
+/// The error by the name that code for every device uses.
+pub use error::MetalError as DeviceError;
 pub use launch::{Kernel, Parameter, TABLE};
 pub use source::source;

@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
+use crate::kernels::{Buffer, Device, DeviceError, Slice};
 use ds4_gguf::ModelConfig;
-use ds4_kernels_metal::{Buffer, Device, MetalError, Slice};
 use ds4_model::{Kv, KvKind};
 
 /// Rows that are kept for a while: that of number `n` lies in slot `n % slots`, or at `n` where no row is ever forgotten.
@@ -39,7 +39,7 @@ fn slots(config: &ModelConfig, layer: usize, kind: KvKind) -> usize {
 
 impl Session {
     /// What the device keeps for `kv`, taken out of it; made anew from the host's rows when there is nothing, or something older.
-    pub(crate) fn of(device: &Device, config: &ModelConfig, kv: &mut Kv) -> Result<Box<Self>, MetalError> {
+    pub(crate) fn of(device: &Device, config: &ModelConfig, kv: &mut Kv) -> Result<Box<Self>, DeviceError> {
         let frontier = kv.frontier();
         match kv.on_device().take::<Self>() {
             Some(session) if session.frontier == frontier => Ok(session),
@@ -47,7 +47,7 @@ impl Session {
         }
     }
 
-    fn upload(device: &Device, config: &ModelConfig, kv: &Kv) -> Result<Self, MetalError> {
+    fn upload(device: &Device, config: &ModelConfig, kv: &Kv) -> Result<Self, DeviceError> {
         let span = kv.span();
         let layer = |layer: usize| {
             let kinds = kv.layout().kinds(layer).iter();
@@ -70,7 +70,7 @@ impl Rows {
         kv: &Kv,
         layer: usize,
         kind: KvKind,
-    ) -> Result<Self, MetalError> {
+    ) -> Result<Self, DeviceError> {
         let (row, range) = (kv.layout().row_bytes(layer, kind), kv.rows(layer, kind));
         let mut rows = Self {
             kind,
@@ -91,7 +91,7 @@ impl Rows {
     }
 
     /// Makes room for rows before `end`, where none is ever forgotten.
-    pub(crate) fn reserve(&mut self, device: &Device, end: u64) -> Result<(), MetalError> {
+    pub(crate) fn reserve(&mut self, device: &Device, end: u64) -> Result<(), DeviceError> {
         let needed = usize::try_from(end)
             .unwrap_or(usize::MAX)
             .saturating_mul(self.row);
@@ -140,7 +140,7 @@ pub(crate) fn copy(
     row: usize,
     from: Slice<'_, u8>,
     to: Slice<'_, u8>,
-) -> Result<(), MetalError> {
+) -> Result<(), DeviceError> {
     let mut next = rows.start;
     for from_slots in segments(rows, from.len() / row) {
         let mut start = from_slots.start;

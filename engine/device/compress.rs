@@ -1,9 +1,9 @@
 //! Compressed rows: pooled, normalised, rotated and stored as their group completes.
 
-use ds4_kernels_metal::codec::{Ring, encode_indexer, encode_kv};
-use ds4_kernels_metal::compressor::{State, append, pool};
-use ds4_kernels_metal::norm::{self, Rotated};
-use ds4_kernels_metal::{MetalError, Slice};
+use crate::kernels::codec::{Ring, encode_indexer, encode_kv};
+use crate::kernels::compressor::{State, append, pool};
+use crate::kernels::norm::{self, Rotated};
+use crate::kernels::{DeviceError, Slice};
 use ds4_model::KvKind;
 
 use crate::input::Input;
@@ -18,7 +18,7 @@ impl<'a> Pass<'a> {
         index: usize,
         weights: &Attention,
         x: &Input<'a>,
-    ) -> Result<(), MetalError> {
+    ) -> Result<(), DeviceError> {
         if let Some(compressor) = &weights.compressor {
             self.compress(
                 number,
@@ -50,7 +50,7 @@ impl<'a> Pass<'a> {
         kind: KvKind,
         state: KvKind,
         x: &Input<'a>,
-    ) -> Result<(), MetalError> {
+    ) -> Result<(), DeviceError> {
         let (values, gates) = (x.times(&compressor.values)?, x.times(&compressor.gates)?);
         let ratio = u64::from(self.config.ratios[number]);
         for chunk in 0..self.chunks.len() {
@@ -89,7 +89,7 @@ impl<'a> Pass<'a> {
         state: KvKind,
         values: Slice<'a, f32>,
         gates: Slice<'a, f32>,
-    ) -> Result<Slice<'a, f32>, MetalError> {
+    ) -> Result<Slice<'a, f32>, DeviceError> {
         let (width, out_width) = (compressor.values.rows(), compressor.norm.len());
         let ratio = self.config.ratios[number] as usize;
         let chunk = &self.chunks[chunk];

@@ -2,10 +2,10 @@
 
 use std::cell::OnceCell;
 
+use crate::kernels::activation::{Quantized, quantize};
+use crate::kernels::matrix::{Rows, Weights};
+use crate::kernels::{Arena, Device, DeviceError, Slice, matmul};
 use ds4_kernels::Form;
-use ds4_kernels_metal::activation::{Quantized, quantize};
-use ds4_kernels_metal::matrix::{Rows, Weights};
-use ds4_kernels_metal::{Arena, Device, MetalError, Slice, matmul};
 
 /// Activations `[tokens][cols]`; each form that matrices ask for is made once.
 pub(crate) struct Input<'a> {
@@ -30,7 +30,7 @@ impl<'a> Input<'a> {
     }
 
     /// The values as bytes, in `form`.
-    pub(crate) fn quantized(&self, form: Form) -> Result<Quantized<'a>, MetalError> {
+    pub(crate) fn quantized(&self, form: Form) -> Result<Quantized<'a>, DeviceError> {
         let (cell, block) = match form {
             Form::Q8 => (&self.q8, ds4_kernels::Q8_BLOCK),
             _ => (&self.q8_k, ds4_kernels::Q8K_BLOCK),
@@ -45,7 +45,7 @@ impl<'a> Input<'a> {
     }
 
     /// `[tokens][rows]`.
-    pub(crate) fn times(&self, weights: &Weights) -> Result<Slice<'a, f32>, MetalError> {
+    pub(crate) fn times(&self, weights: &Weights) -> Result<Slice<'a, f32>, DeviceError> {
         let rows = weights.all();
         let y = self
             .arena
@@ -54,7 +54,7 @@ impl<'a> Input<'a> {
         Ok(y)
     }
 
-    fn times_into(&self, rows: Rows<'_>, y: Slice<'_, f32>) -> Result<(), MetalError> {
+    fn times_into(&self, rows: Rows<'_>, y: Slice<'_, f32>) -> Result<(), DeviceError> {
         match Form::of(rows.format) {
             Form::F32 => matmul::floats(self.device, rows, self.values, y),
             form => matmul::quantized(self.device, rows, self.quantized(form)?, y),

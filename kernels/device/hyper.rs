@@ -1,10 +1,10 @@
 //! Hyper-connections.
 
 use crate::error::{check, size};
-use crate::{Device, MetalError, Shape, Slice};
+use crate::{Device, DeviceError, Shape, Slice};
 
 const THREADS: u32 = 256;
-/// `MOST_STREAMS` of `metal/hyper.metal`.
+/// `MOST_STREAMS` of `cu/hyper.cu` and `metal/hyper.metal`.
 const MOST_STREAMS: usize = 8;
 
 /// What turns the numbers of a connection's matrix into a mix.
@@ -33,7 +33,7 @@ pub fn mix(
     raw: Slice<'_, f32>,
     streams: Slice<'_, f32>,
     mixing: &Mixing<'_>,
-) -> Result<(), MetalError> {
+) -> Result<(), DeviceError> {
     const NAME: &str = "mix of streams";
     let n = mixing.streams;
     let numbers = (2 + n) * n;
@@ -63,7 +63,7 @@ pub fn head(
     raw: Slice<'_, f32>,
     streams: Slice<'_, f32>,
     mixing: &Mixing<'_>,
-) -> Result<(), MetalError> {
+) -> Result<(), DeviceError> {
     const NAME: &str = "head's mix of streams";
     let n = mixing.streams;
     let (tokens, width) = shape(NAME, raw, n, streams, n)?;
@@ -93,7 +93,7 @@ pub fn gather(
     streams: Slice<'_, f32>,
     n: usize,
     out: Slice<'_, f32>,
-) -> Result<(), MetalError> {
+) -> Result<(), DeviceError> {
     const NAME: &str = "gather streams";
     check(NAME, "streams", out.len() * n, streams.len())?;
     let (width, count) = widths(NAME, mix, stride, out)?;
@@ -119,7 +119,7 @@ pub fn scatter(
     block: Slice<'_, f32>,
     n: usize,
     streams: Slice<'_, f32>,
-) -> Result<(), MetalError> {
+) -> Result<(), DeviceError> {
     const NAME: &str = "scatter streams";
     check(NAME, "streams", block.len() * n, streams.len())?;
     let (width, count) = widths(NAME, mix, (2 + n) * n, block)?;
@@ -142,9 +142,9 @@ fn shape(
     numbers: usize,
     streams: Slice<'_, f32>,
     n: usize,
-) -> Result<(usize, u32), MetalError> {
+) -> Result<(usize, u32), DeviceError> {
     if n > MOST_STREAMS {
-        return Err(MetalError::Shape {
+        return Err(DeviceError::Shape {
             operation: name,
             field: "streams",
             expected: MOST_STREAMS,
@@ -164,7 +164,7 @@ fn widths(
     mix: Slice<'_, f32>,
     stride: usize,
     values: Slice<'_, f32>,
-) -> Result<(u32, u32), MetalError> {
+) -> Result<(u32, u32), DeviceError> {
     let tokens = mix.len() / stride;
     check(name, "mix", tokens * stride, mix.len())?;
     let width = values.len() / tokens.max(1);

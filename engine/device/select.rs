@@ -2,11 +2,11 @@
 
 use std::ops::Range;
 
+use crate::kernels::attention::Far;
+use crate::kernels::codec::index_queries;
+use crate::kernels::indexer::{Queries, pick, scores};
+use crate::kernels::{DeviceError, Slice, norm};
 use ds4_kernels::codec::{INDEXER_BLOCK, indexer_row_bytes};
-use ds4_kernels_metal::attention::Far;
-use ds4_kernels_metal::codec::index_queries;
-use ds4_kernels_metal::indexer::{Queries, pick, scores};
-use ds4_kernels_metal::{MetalError, Slice, norm};
 use ds4_model::KvKind;
 
 use crate::input::Input;
@@ -42,7 +42,7 @@ impl<'a> Pass<'a> {
         weights: &Attention,
         x: &Input<'a>,
         low: &Input<'a>,
-    ) -> Result<Option<Picks<'a>>, MetalError> {
+    ) -> Result<Option<Picks<'a>>, DeviceError> {
         let (ratio, k) = (u64::from(self.config.ratios[number]), self.config.indexer.top_k);
         let Some(indexer) = &weights.indexer else {
             return Ok(None);
@@ -68,7 +68,7 @@ impl<'a> Pass<'a> {
         indexer: &Indexer,
         x: &Input<'a>,
         low: &Input<'a>,
-    ) -> Result<Queries<'a>, MetalError> {
+    ) -> Result<Queries<'a>, DeviceError> {
         let (heads, dim) = (self.config.indexer.heads, self.config.indexer.dim);
         let values = low.times(&indexer.queries)?;
         norm::rotate(self.device, self.rotated(number, values, heads), false)?;
@@ -94,7 +94,7 @@ impl<'a> Pass<'a> {
         chunk: usize,
         queries: &Queries<'a>,
         picks: &Picks<'a>,
-    ) -> Result<(), MetalError> {
+    ) -> Result<(), DeviceError> {
         let ratio = self.config.ratios[number];
         let chunk = &self.chunks[chunk];
         let Some(rows) = chunk.session.layers[index]

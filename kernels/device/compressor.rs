@@ -2,8 +2,7 @@
 
 use crate::codec::slot;
 use crate::error::{check, size};
-use crate::launch::Shape;
-use crate::{CudaError, Device, Slice};
+use crate::{Device, DeviceError, Shape, Slice};
 
 const THREADS: u32 = 128;
 
@@ -19,7 +18,7 @@ pub struct State<'a> {
 }
 
 impl State<'_> {
-    fn slots(&self, name: &'static str) -> Result<usize, CudaError> {
+    fn slots(&self, name: &'static str) -> Result<usize, DeviceError> {
         let slots = self.rows.len() / (2 * self.width);
         check(name, "state", slots * 2 * self.width, self.rows.len())?;
         // Positions are taken modulo the slots and modulo the ratio by the kernels, so a ring of whole groups keeps both in step.
@@ -44,7 +43,7 @@ pub fn append(
     bias: Slice<'_, f32>,
     first: u64,
     state: State<'_>,
-) -> Result<(), CudaError> {
+) -> Result<(), DeviceError> {
     const NAME: &str = "append to the compressor's state";
     let slots = state.slots(NAME)?;
     let gates = gates.exactly(NAME, "gates", values.len())?;
@@ -52,7 +51,7 @@ pub fn append(
     let tokens = values.len() / state.width;
     check(NAME, "values", tokens * state.width, values.len())?;
     if tokens > slots {
-        return Err(CudaError::Shape {
+        return Err(DeviceError::Shape {
             operation: NAME,
             field: "tokens",
             expected: slots,
@@ -83,7 +82,7 @@ pub fn pool(
     first: u64,
     out_width: usize,
     out: Slice<'_, f32>,
-) -> Result<(), CudaError> {
+) -> Result<(), DeviceError> {
     const NAME: &str = "pool groups";
     let slots = state.slots(NAME)?;
     let groups = out.len() / out_width;

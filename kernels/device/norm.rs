@@ -1,7 +1,7 @@
 //! Norms and rotations.
 
 use crate::error::{check, size};
-use crate::{Device, MetalError, Shape, Slice};
+use crate::{Device, DeviceError, Shape, Slice};
 
 const THREADS: u32 = 128;
 
@@ -15,7 +15,7 @@ pub fn rms(
     weight: Slice<'_, f32>,
     eps: f32,
     y: Slice<'_, f32>,
-) -> Result<(), MetalError> {
+) -> Result<(), DeviceError> {
     const NAME: &str = "rms norm";
     let rows = x.len() / weight.len();
     check(NAME, "x", rows * weight.len(), x.len())?;
@@ -48,7 +48,7 @@ pub struct Rotated<'a> {
 
 impl Rotated<'_> {
     /// Number of rows, when everything fits.
-    fn count(&self, name: &'static str) -> Result<usize, MetalError> {
+    fn count(&self, name: &'static str) -> Result<usize, DeviceError> {
         let count = self.rows.len() / self.dim;
         check(name, "rows", count * self.dim, self.rows.len())?;
         check(
@@ -71,7 +71,7 @@ impl Rotated<'_> {
 ///
 /// # Errors
 /// When the lengths do not fit or the launch fails.
-pub fn heads(device: &Device, x: Rotated<'_>, eps: f32) -> Result<(), MetalError> {
+pub fn heads(device: &Device, x: Rotated<'_>, eps: f32) -> Result<(), DeviceError> {
     const NAME: &str = "norm of heads";
     let count = x.count(NAME)?;
     device.norm_rotate_heads(
@@ -90,7 +90,7 @@ pub fn heads(device: &Device, x: Rotated<'_>, eps: f32) -> Result<(), MetalError
 ///
 /// # Errors
 /// When the lengths do not fit or the launch fails.
-pub fn rotate(device: &Device, x: Rotated<'_>, back: bool) -> Result<(), MetalError> {
+pub fn rotate(device: &Device, x: Rotated<'_>, back: bool) -> Result<(), DeviceError> {
     const NAME: &str = "rotate";
     let pairs = x.count(NAME)? * x.rotary / 2;
     device.rotate_rows(
