@@ -420,9 +420,3 @@ fn check_name(name: &str) -> Result<()> {
     );
     Ok(())
 }
-
-/// A port of the loopback interface that was free just now.
-fn free_port() -> Result<u16> {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").context("asking for a free port")?;
-    Ok(listener.local_addr()?.port())
-}

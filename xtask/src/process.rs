@@ -1,6 +1,7 @@
 //! Other programs: run to their end, or started and remembered so that they, and only they, can be ended later.
 
 use std::fs::File;
+use std::net::{SocketAddr, TcpListener};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -68,6 +69,15 @@ pub fn found(program: &str) -> bool {
 #[must_use]
 pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
+}
+
+/// A loopback address whose port was free just now.
+///
+/// # Errors
+/// When no port is free.
+pub fn free_address() -> Result<SocketAddr> {
+    let listener = TcpListener::bind("127.0.0.1:0").context("asking for a free port")?;
+    Ok(listener.local_addr()?)
 }
 
 /// A process that was started here. The start time tells it from a later process with the same id.

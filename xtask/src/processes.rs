@@ -11,7 +11,7 @@ use ds4_api::{DS4Deployment, Stage};
 use serde_json::json;
 
 use crate::ask::{ask, print};
-use crate::process::{self, Started, found};
+use crate::process::{self, Started, found, free_address};
 use crate::progress::{Probe, step, wait};
 use crate::trace;
 use crate::{repository, tools};
@@ -104,7 +104,7 @@ impl Demo {
             return Ok(None);
         }
         let program = tools::COLLECTOR.build()?.join("otelcol");
-        let (endpoint, file) = (free_address()?, self.folder.join("traces.jsonl"));
+        let (endpoint, file) = (free_address()?.to_string(), self.folder.join("traces.jsonl"));
         if file.exists() {
             std::fs::remove_file(&file)?;
         }
@@ -138,12 +138,12 @@ impl Demo {
         };
         let mut addresses = Vec::new();
         for stage in prefill {
-            let address = free_address()?;
+            let address = free_address()?.to_string();
             let mut command = self.command("stage", stage, &address, traces);
             self.start_stage(stage, &mut command)?;
             addresses.push(address);
         }
-        let address = free_address()?;
+        let address = free_address()?.to_string();
         let mut command = self.command("serve", output, &address, traces);
         command.args(serve_arguments(deployment));
         if !addresses.is_empty() {
@@ -231,12 +231,6 @@ fn engine() -> Result<PathBuf> {
         )
     })?;
     Ok(repository::target().join("debug/ds4"))
-}
-
-/// A loopback address whose port was free just now.
-fn free_address() -> Result<String> {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").context("asking for a free port")?;
-    Ok(listener.local_addr()?.to_string())
 }
 
 #[cfg(test)]

@@ -1,18 +1,14 @@
 //! `cargo xtask sdk`: the official clients of OpenAI and Anthropic, and a conformance tool, against a real server.
 
-use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::process::Command;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, ensure};
 
 use crate::process::{self, found};
-use crate::progress::{Probe, step, wait};
+use crate::progress::step;
 use crate::repository;
-
-/// What the checks ask for; the model is random and small.
-const MODEL: &str = "micro";
+use crate::serving::{MODEL, Server};
 
 /// Tokens of prompt and answer: room for what the clients ask.
 const CONTEXT: u32 = 4096;
@@ -25,33 +21,46 @@ const SHORT_CONTEXT: u32 = 192;
 /// When a client finds something that it does not expect.
 pub fn run() -> Result<()> {
     let folder = repository::cache().join("sdk");
-    std::fs::create_dir_all(&folder)?;
     for program in ["npm", "python3"] {
         ensure!(
             found(program),
             "{program} is missing: install it (Debian: nodejs npm python3-venv), or `cargo xtask test --skip sdk`"
         );
     }
-    let server = Server::start(&folder, CONTEXT)?;
+    let server = server(&folder, CONTEXT)?;
     let script = node(&folder)?;
-    let mut command = server.environment(Command::new("node"));
+    let mut command = asking(&server, Command::new("node"));
     check("OpenAI's and Anthropic's Node clients", command.arg(script))?;
     let python = python(&folder)?;
-    let mut command = server.environment(Command::new(&python));
+    let mut command = asking(&server, Command::new(&python));
     check(
         "OpenAI's and Anthropic's Python clients",
         command.arg(self::script("check.py")),
     )?;
-    let mut command = server.environment(Command::new(&python));
+    let mut command = asking(&server, Command::new(&python));
     check(
         "every answer is of the types that OpenAI and Anthropic publish",
         command.arg(self::script("conformance.py")),
     )?;
-    let short = Server::start(&folder, SHORT_CONTEXT)?;
+    let short = self::server(&folder.join("short"), SHORT_CONTEXT)?;
     check(
         "schemathesis on the published description",
         &mut schemathesis(&python, &short),
     )
+}
+
+/// A server that asks for a key.
+fn server(folder: &Path, context: u32) -> Result<Server> {
+    std::fs::create_dir_all(folder)?;
+    let keys = folder.join("keys");
+    std::fs::write(&keys, "key\n")?;
+    let (context, keys) = (context.to_string(), keys.display().to_string());
+    Server::alone(folder, &["--max-context", &context, "--api-keys-file", &keys])
+}
+
+fn asking(server: &Server, mut command: Command) -> Command {
+    command.env("DS4_URL", &server.url).env("DS4_MODEL_NAME", MODEL);
+    command
 }
 
 fn script(name: &str) -> PathBuf {
@@ -139,83 +148,4 @@ fn schemathesis(python: &Path, server: &Server) -> Command {
         "none",
     ]);
     command
-}
-
-/// A server of a random model.
-struct Server {
-    process: Child,
-    url: String,
-}
-
-impl Server {
-    fn start(folder: &Path, context: u32) -> Result<Self> {
-        let program = repository::target().join("debug/ds4");
-        if !program.exists() {
-            bail!("{}: not built; `cargo build --bin ds4` first", program.display());
-        }
-        let (model, keys) = (folder.join("micro.gguf"), folder.join("keys"));
-        process::output(
-            Command::new(&program)
-                .args(["synth", "--preset", "micro", "--out"])
-                .arg(&model),
-        )?;
-        std::fs::write(&keys, "key\n")?;
-        let log = std::fs::File::create(folder.join("serve.log"))?;
-        let mut process = Command::new(&program)
-            .args([
-                "serve",
-                "--listen",
-                "127.0.0.1:0",
-                "--model-name",
-                MODEL,
-                "--max-context",
-                &context.to_string(),
-                "--model",
-            ])
-            .arg(&model)
-            .arg("--api-keys-file")
-            .arg(&keys)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(log)
-            .spawn()?;
-        let mut lines = BufReader::new(process.stdout.take().context("the server's output")?).lines();
-        let address = lines.find_map(|line| line.ok()?.strip_prefix("listening on ").map(str::to_owned));
-        let server = Self {
-            url: format!(
-                "http://{}",
-                address.context("the server ended; see .cache/sdk/serve.log")?
-            ),
-            process,
-        };
-        std::thread::spawn(move || lines.for_each(drop));
-        server.ready()?;
-        Ok(server)
-    }
-
-    fn ready(&self) -> Result<()> {
-        wait("the server is ready", Duration::from_secs(60), || {
-            let health = Command::new("curl")
-                .args(["-sf", &format!("{}/readyz", self.url)])
-                .output()?;
-            Ok(if health.status.success() {
-                Probe::Ready(())
-            } else {
-                Probe::Waiting("loading".into())
-            })
-        })
-    }
-
-    fn environment(&self, mut command: Command) -> Command {
-        command.env("DS4_URL", &self.url).env("DS4_MODEL_NAME", MODEL);
-        command
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // It may have ended already.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
 }

@@ -1,4 +1,4 @@
-//! Output pods and stages as processes of this machine, for measurements and long runs.
+//! Output pods and stages as processes of this machine, for measurements, long runs and clients.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
-use crate::process::{self, Started};
+use crate::process::{self, Started, free_address};
 use crate::progress::{Probe, wait};
 use crate::repository;
 
@@ -71,7 +71,7 @@ impl Server {
     pub(crate) fn over_stages(folder: &Path, flags: &[&str]) -> Result<Self> {
         let mut server = Self::new(folder)?;
         for _ in STAGES {
-            server.addresses.push(free_address()?);
+            server.addresses.push(free_address()?.to_string());
         }
         for stage in 0..STAGES.len() {
             let started = server.start_stage(stage)?;
@@ -84,7 +84,7 @@ impl Server {
     }
 
     fn serve(&mut self, name: &str, flags: &[&str]) -> Result<()> {
-        let address = free_address()?;
+        let address = free_address()?.to_string();
         self.url = format!("http://{address}");
         let mut command = Command::new(&self.program);
         command
@@ -143,12 +143,6 @@ impl Server {
         self.stages[stage] = self.start_stage(stage)?;
         Ok(())
     }
-}
-
-/// A loopback address whose port was free just now.
-fn free_address() -> Result<String> {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
-    Ok(listener.local_addr()?.to_string())
 }
 
 impl Drop for Server {

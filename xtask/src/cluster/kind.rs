@@ -5,9 +5,9 @@ use std::process::Command;
 
 use anyhow::Result;
 
+use super::Cluster;
 use super::state::Forward;
-use super::{Cluster, free_port};
-use crate::process::{self, Started};
+use crate::process::{self, Started, free_address};
 use crate::progress::step;
 use crate::tools;
 
@@ -38,7 +38,7 @@ pub(super) fn load(cluster: &Cluster, archive: &Path) -> Result<()> {
 
 /// The API server carries the bytes to one pod of the Service.
 pub(super) fn forward(cluster: &Cluster, namespace: &str, service: &str, port: u16) -> Result<Forward> {
-    let local = free_port()?;
+    let local = free_address()?.port();
     let name = format!("forward-{service}-{port}");
     let process = Started::spawn(
         &name,

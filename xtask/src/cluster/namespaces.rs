@@ -18,9 +18,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 use super::state::Forward;
-use super::{Cluster, PATIENCE, free_port};
+use super::{Cluster, PATIENCE};
 use crate::images::Name;
-use crate::process::{self, Started};
+use crate::process::{self, Started, free_address};
 use crate::progress::{Probe, step, wait};
 use crate::tools;
 
@@ -31,7 +31,7 @@ pub(super) fn up(cluster: &mut Cluster) -> Result<()> {
     tools::debian_packages()?;
     tools::KUBE.build()?;
     crate::images::build(&[Name::Pause, Name::CoreDns])?;
-    let api_port = free_port()?;
+    let api_port = free_address()?.port();
     step("keys and certificates", || {
         pki::write(&cluster.folder(), cluster.state.nodes, api_port)
     })?;
@@ -155,7 +155,12 @@ pub(super) fn forward(cluster: &Cluster, namespace: &str, service: &str, port: u
     let path = "jsonpath={.spec.clusterIP}";
     let address = cluster.kubectl(&["get", "service", service, "--namespace", namespace, "-o", path])?;
     let name = format!("{service}-{port}");
-    tunnel(cluster, &name, free_port()?, &format!("{address}:{port}"))
+    tunnel(
+        cluster,
+        &name,
+        free_address()?.port(),
+        &format!("{address}:{port}"),
+    )
 }
 
 /// From `127.0.0.1:local` to an address in the control plane's network.
