@@ -6,6 +6,7 @@ mod metal;
 mod model;
 mod pod;
 mod policy;
+mod probes;
 mod secrets;
 mod service;
 mod stateful_set;
@@ -133,7 +134,7 @@ pub(crate) mod tests {
         deployment
     }
 
-    fn prepared(deployment: &DS4Deployment) -> Prepared {
+    pub(super) fn prepared(deployment: &DS4Deployment) -> Prepared {
         let names = Names::new("quickstart", "llm");
         let defaults = Defaults {
             image: "ds4:test".into(),

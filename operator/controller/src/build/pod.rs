@@ -1,13 +1,14 @@
 //! The pod of a stage.
 
 use ds4_api::{
-    DS4Deployment, GRPC_PORT, HEALTH_PORT, LABEL_MANAGED_BY, LABEL_NAME, LABEL_ROLE, LABEL_STAGE, MANAGED_BY,
-    Names, PROGRESS_PORT, Stage,
+    DS4Deployment, GRPC_PORT, LABEL_MANAGED_BY, LABEL_NAME, LABEL_ROLE, LABEL_STAGE, MANAGED_BY, Names,
+    PROGRESS_PORT, Stage,
 };
 use serde_json::{Value, json};
 
 use super::arguments::{arguments, env};
 use super::model::{Mounted, claims, mounted};
+use super::probes::probes;
 use super::{Defaults, metal, secrets};
 use crate::error::Error;
 
@@ -19,8 +20,6 @@ pub(crate) const HTTP_PORT_NAME: &str = "http";
 const ANNOTATION_CACHE: &str = "ds4.dev/cache";
 /// User and group of the image (distroless's `nonroot`).
 const USER: i64 = 65532;
-/// Probes give a pod this many periods of ten seconds to load: 45 minutes for the largest files on slow disks.
-const LOADING_PERIODS: i32 = 270;
 /// A leaving output pod goes on taking requests for this many seconds: until every node's proxy has learned that it leaves.
 const NOTICE_SECONDS: i32 = 5;
 
@@ -174,31 +173,6 @@ fn pull_policy(deployment: &DS4Deployment, defaults: &Defaults) -> String {
 
 fn container_security() -> Value {
     json!({"allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": {"drop": ["ALL"]}})
-}
-
-/// The kubelet may restart a pod only when its process is gone or stuck, never because it loads.
-fn probes(container: &mut Value, output: bool, encrypted: bool) {
-    let alive = if output {
-        json!({"httpGet": {"path": "/healthz", "port": HTTP_PORT_NAME}})
-    } else {
-        // The kubelet has no certificate of the deployment's authority.
-        json!({"grpc": {"port": if encrypted { HEALTH_PORT } else { GRPC_PORT }}})
-    };
-    let ready = if output {
-        json!({"httpGet": {"path": "/readyz", "port": HTTP_PORT_NAME}})
-    } else {
-        alive.clone()
-    };
-    let with = |mut probe: Value, period: i32, failures: i32| {
-        probe["periodSeconds"] = period.into();
-        probe["failureThreshold"] = failures.into();
-        probe["timeoutSeconds"] = 5.into();
-        probe
-    };
-    let start_period = if output { 1 } else { 2 };
-    container["startupProbe"] = with(alive.clone(), start_period, LOADING_PERIODS * 10 / start_period);
-    container["livenessProbe"] = with(alive, 10, 6);
-    container["readinessProbe"] = with(ready, 2, 1);
 }
 
 /// Pods of one deployment prefer different nodes.
