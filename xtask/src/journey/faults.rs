@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-use super::world::{World, flash, seconds, with_window};
+use super::world::{World, flash, message, says, seconds, with_window};
 
 /// Requests that one killed output pod may take with it: those that run on it and, of each of the load's clients, the next one.
 const OF_ONE_OUTPUT_POD: usize = 6;
@@ -19,8 +19,8 @@ pub(super) fn kill_stage(world: &mut World<'_>) -> Result<String> {
         let start = Instant::now();
         world.cluster.kill_container(&pod)?;
         world.until("degraded", |deployment| {
-            super::world::says(deployment, "Degraded", "True", "StagesNotReady")
-                || super::world::says(deployment, "Degraded", "True", "ContainerFailed")
+            says(deployment, "Degraded", "True", "StagesNotReady")
+                || says(deployment, "Degraded", "True", "ContainerFailed")
         })?;
         let degraded = start.elapsed();
         world.rest()?;
@@ -116,13 +116,13 @@ pub(super) fn no_stage(world: &mut World<'_>) -> Result<String> {
         "none-such".into();
     world.apply(&manifest)?;
     world.until_says("Degraded", "True", "Unschedulable")?;
-    let took = world.until_says("HandoffReady", "False", "RouteIncomplete")?;
+    // While the output pod loads, that is what stands there.
+    let took = world.until("the message names the stage", |deployment| {
+        says(deployment, "HandoffReady", "False", "RouteIncomplete")
+            && message(deployment, "HandoffReady").contains("flash-early-")
+    })?;
     world.until_says("Available", "False", "NoPipelineAnswers")?;
     let why = world.message("HandoffReady")?;
-    ensure!(
-        why.contains("flash-early-"),
-        "the message does not name the stage: {why}"
-    );
     world.clear()?;
     Ok(format!("not available, named after {}: {why}", seconds(took)))
 }
@@ -169,7 +169,7 @@ pub(super) fn cut_node(world: &mut World<'_>) -> Result<String> {
         let start = Instant::now();
         world.cluster.plug(3, false)?;
         let outcome = world.until("degraded", |deployment| {
-            super::world::says(deployment, "Degraded", "True", "StagesNotReady")
+            says(deployment, "Degraded", "True", "StagesNotReady")
         });
         let degraded = start.elapsed();
         world.cluster.plug(3, true)?;

@@ -161,9 +161,7 @@ impl World<'_> {
 
     /// The condition's message.
     pub(super) fn message(&self, kind: &str) -> Result<String> {
-        let deployment = self.get()?;
-        let found = condition(&deployment, kind).context("the condition")?;
-        Ok(found["message"].as_str().unwrap_or_default().to_owned())
+        Ok(message(&self.get()?, kind).to_owned())
     }
 
     /// Names of the pods of a stage, or of all.
@@ -295,6 +293,13 @@ impl World<'_> {
 fn condition<'a>(deployment: &'a Value, kind: &str) -> Option<&'a Value> {
     let conditions = deployment["status"]["conditions"].as_array()?;
     conditions.iter().find(|known| known["type"] == kind)
+}
+
+/// A condition's message; nothing without the condition.
+pub(super) fn message<'a>(deployment: &'a Value, kind: &str) -> &'a str {
+    condition(deployment, kind)
+        .and_then(|found| found["message"].as_str())
+        .unwrap_or_default()
 }
 
 /// Whether a condition is so, for the spec as it is now.
