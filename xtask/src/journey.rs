@@ -142,8 +142,8 @@ const JOURNEYS: &[Journey] = &[
 pub struct Choice {
     /// All of them, not only those of `cargo xtask test`.
     pub all: bool,
-    /// Only those whose name contains this.
-    pub only: Option<String>,
+    /// Only those whose name contains one of these; of no texts, all that [`Self::all`] says.
+    pub only: Vec<String>,
     /// On this cluster, which is up, has the images and the chart, and stays.
     pub cluster: Option<String>,
 }
@@ -178,7 +178,7 @@ pub fn run(choice: &Choice) -> Result<()> {
     }
     let outcome = demo::cluster("journey", None).and_then(|mut cluster| {
         demo::install(&cluster)?;
-        if choice.only.is_none() {
+        if choice.only.is_empty() {
             user::arrive(&mut cluster)?;
         }
         if cluster.provider() == Provider::Kind {
@@ -186,7 +186,7 @@ pub fn run(choice: &Choice) -> Result<()> {
         } else {
             walk(&mut cluster, choice)?;
         }
-        if choice.only.is_none() {
+        if choice.only.is_empty() {
             user::leave(&mut cluster)?;
         }
         Ok(())
@@ -229,10 +229,10 @@ fn walk(cluster: &mut Cluster, choice: &Choice) -> Result<()> {
 
 impl Choice {
     fn takes(&self, journey: &Journey) -> bool {
-        match &self.only {
-            Some(part) => journey.name.contains(part.as_str()),
-            None => self.all || journey.always,
+        if self.only.is_empty() {
+            return self.all || journey.always;
         }
+        self.only.iter().any(|part| journey.name.contains(part.as_str()))
     }
 }
 

@@ -78,9 +78,9 @@ enum Xtask {
         /// All journeys, not only those of `cargo xtask test`.
         #[arg(long)]
         all: bool,
-        /// Only journeys whose name contains this.
+        /// Only journeys whose name contains this; may be repeated.
         #[arg(long, value_name = "TEXT")]
-        only: Option<String>,
+        only: Vec<String>,
         /// On this cluster, which is up and has the chart, instead of a fresh one.
         #[arg(long, value_name = "NAME")]
         cluster: Option<String>,

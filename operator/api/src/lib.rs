@@ -4,6 +4,7 @@ mod crd;
 mod model;
 mod names;
 mod pipeline;
+mod quantity;
 mod rollout;
 mod security;
 mod status;
@@ -20,6 +21,7 @@ pub use names::{
     LABEL_ROLE, LABEL_STAGE, MANAGED_BY, Names, PROGRESS_PORT,
 };
 pub use pipeline::{Backend, Layers, Pipeline, Stage};
+pub use quantity::{quantity, same_quantity};
 pub use rollout::{Backoff, Disruption, FailurePolicy, Rollout};
 pub use security::{IssuerRef, Mtls, MtlsMode, SecretKey, Security, Server};
 pub use status::{DS4DeploymentStatus, StageStatus, condition};

@@ -3,7 +3,7 @@
 
 use std::fmt::Debug;
 
-use ds4_api::DS4Deployment;
+use ds4_api::{DS4Deployment, same_quantity};
 use futures::future::try_join_all;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use kube::api::{DeleteParams, Patch, PatchParams};
@@ -200,15 +200,22 @@ fn size(observed: &Observed, plan: &Plan, revision: &str, output: bool) -> i32 {
 /// Whether everything that is intended stands. What the API server filled in, and what others added, is not looked at.
 fn covers(found: &Value, intended: &Value) -> bool {
     match (found, intended) {
-        (Value::Object(found), Value::Object(intended)) => intended.iter().all(|(key, intended)| {
-            intended.is_null() || found.get(key).is_some_and(|found| covers(found, intended))
-        }),
+        (Value::Object(found), Value::Object(intended)) => {
+            intended.iter().all(|(key, intended)| match found.get(key) {
+                Some(found) => intended.is_null() || covers(found, intended),
+                // The API server keeps no empty list.
+                None => intended.is_null() || intended.as_array().is_some_and(Vec::is_empty),
+            })
+        }
         (Value::Array(found), Value::Array(intended)) => {
             found.len() == intended.len()
                 && found
                     .iter()
                     .zip(intended)
                     .all(|(found, intended)| covers(found, intended))
+        }
+        (Value::String(found), Value::String(intended)) => {
+            found == intended || same_quantity(found, intended)
         }
         (found, intended) => found == intended,
     }
@@ -247,5 +254,25 @@ mod tests {
         more["spec"]["template"]["containers"] = json!([{"name": "ds4"}, {"name": "side"}]);
         assert!(!covers(&more, &wanted), "another list");
         assert!(!covers(&json!({"spec": {}}), &wanted), "missing");
+    }
+
+    #[test]
+    fn what_the_api_server_writes_in_its_own_way_is_not_written_again() {
+        let wanted = json!({"env": [], "limits": {"cpu": "0.5", "memory": "2048Mi"}});
+        assert!(covers(
+            &json!({"limits": {"cpu": "500m", "memory": "2Gi"}}),
+            &wanted
+        ));
+        assert!(!covers(
+            &json!({"limits": {"cpu": "500m", "memory": "1Gi"}}),
+            &wanted
+        ));
+        assert!(
+            !covers(
+                &json!({"env": [{"name": "A"}], "limits": wanted["limits"]}),
+                &wanted
+            ),
+            "a list of something"
+        );
     }
 }

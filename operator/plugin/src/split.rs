@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use anyhow::{Context, Result, bail};
+use ds4_api::quantity;
 use ds4_plan::{Machine, Parts, Share, arrange};
 use k8s_openapi::api::core::v1::Node;
 use kube::ResourceExt;
@@ -78,31 +79,6 @@ impl FromStr for Named {
             machine,
         })
     }
-}
-
-/// A number with a unit as Kubernetes or people write it: `110Gi`, `110GiB`, `1.2e9`, `64G`, `1500m`.
-fn quantity(text: &str) -> Option<f64> {
-    const UNITS: [(&str, f64); 9] = [
-        ("Ki", 1024.0),
-        ("Mi", 1_048_576.0),
-        ("Gi", 1_073_741_824.0),
-        ("Ti", 1_099_511_627_776.0),
-        ("k", 1e3),
-        ("M", 1e6),
-        ("G", 1e9),
-        ("T", 1e12),
-        ("m", 1e-3),
-    ];
-    let text = text.trim_end_matches('B');
-    let unit = UNITS
-        .iter()
-        .find_map(|(unit, factor)| Some((text.strip_suffix(unit)?, *factor)));
-    let (number, factor) = unit.unwrap_or((text, 1.0));
-    number
-        .parse::<f64>()
-        .ok()
-        .map(|number| number * factor)
-        .filter(|number| number.is_finite())
 }
 
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // bytes, checked to be positive

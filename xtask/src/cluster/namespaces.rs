@@ -275,11 +275,18 @@ fn remove_cgroup(group: &Path) -> std::io::Result<()> {
     std::fs::remove_dir(group)
 }
 
-fn remove(folder: &Path) -> Result<()> {
-    if !folder.exists() {
-        return Ok(());
-    }
-    retry(|| std::fs::remove_dir_all(folder)).with_context(|| format!("removing {}", folder.display()))
+/// Removes a folder or a file; gone already is as good.
+fn remove(path: &Path) -> Result<()> {
+    let gone = || {
+        if path.is_dir() {
+            std::fs::remove_dir_all(path)
+        } else if path.exists() {
+            std::fs::remove_file(path)
+        } else {
+            Ok(())
+        }
+    };
+    retry(gone).with_context(|| format!("removing {}", path.display()))
 }
 
 /// Mounts and cgroups of a process that was just killed stay busy for a moment.

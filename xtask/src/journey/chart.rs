@@ -237,7 +237,9 @@ fn stored(world: &World<'_>) -> Result<()> {
     let file = world.cluster.folder().join("stored.json");
     std::fs::write(&file, &text)?;
     let file = file.display().to_string();
-    world.cluster.kubectl(&["replace", "-f", &file])?;
+    // As it is: `kubectl replace` would note what it writes for the next `kubectl apply`, with the fields that are the server's.
+    let path = format!("/apis/ds4.dev/v1alpha1/namespaces/default/ds4deployments/{FLASH}");
+    world.cluster.kubectl(&["replace", "--raw", &path, "-f", &file])?;
     let again = world.cluster.kubectl(&["get", "ds4", FLASH, "-o", "json"])?;
     let spec = |text: &str| -> Result<serde_json::Value> {
         Ok(serde_json::from_str::<serde_json::Value>(text)?["spec"].take())

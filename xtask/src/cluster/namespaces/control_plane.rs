@@ -16,6 +16,8 @@ const STORE_PEERS: &str = "http://127.0.0.1:2380";
 
 /// etcd and the API server.
 pub(super) fn start_api(cluster: &mut Cluster) -> Result<()> {
+    // The API server would append to what was asked of an earlier cluster.
+    super::remove(&audit_log(cluster))?;
     let data = cluster.folder().join("etcd");
     // The store lives as long as this machine's processes do: waiting for the disk would buy nothing.
     start(
