@@ -92,6 +92,13 @@ fn whatever_goes_wrong_answers_are_right_or_errors_clear_and_nothing_is_left() {
     all_hold(0..FEW);
 }
 
+/// A stream was at its end and left while the commit of another, which nobody had asked for yet, waited for a place: that was taken for an
+/// output pod that leaves, and the session was dropped.
+#[test]
+fn a_stream_at_its_end_does_not_end_one_that_is_not_asked_for_yet() {
+    all_hold(5745..5746);
+}
+
 #[test]
 #[ignore = "minutes; DS4_SEEDS says how many, DS4_SEED shows one"]
 fn many_seeds_hold() {

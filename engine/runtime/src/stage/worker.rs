@@ -55,12 +55,13 @@ pub(crate) struct Worker {
     span: Span,
     elapsed: Duration,
     activation_bytes: u64,
-    /// Cancelled once the commit is handed over: the output pod may leave from then on.
-    committed: CancellationToken,
+    /// Of each handoff: cancelled when its commit goes out. The output pod may leave it from then on, while others still wait to be pulled.
+    committed: Vec<CancellationToken>,
 }
 
 impl Worker {
     pub(crate) fn new(shared: Shared, terms: Terms, ends: Ends, kept: Option<Kv>, span: Span) -> Self {
+        let committed = ends.handoffs.iter().map(|_| CancellationToken::new()).collect();
         Self {
             shared,
             terms,
@@ -69,7 +70,7 @@ impl Worker {
             span,
             elapsed: Duration::ZERO,
             activation_bytes: 0,
-            committed: CancellationToken::new(),
+            committed,
         }
     }
 
@@ -81,7 +82,7 @@ impl Worker {
             self.terms.clone(),
             self.span.clone(),
         );
-        let left = left(handoffs.clone(), self.committed.clone());
+        let left = left(handoffs.iter().cloned().zip(self.committed.clone()).collect());
         let result = tokio::select! {
             biased;
             () = cancel.cancelled() => Err(Status::cancelled("session: ended")),
@@ -129,7 +130,6 @@ impl Worker {
             }
         };
         self.hand_over(senders, kv, tail).await?;
-        self.committed.cancel();
         onward.close(self.terms.timeout).await?;
         let session = self.shared.sessions.find(&self.terms.session, self.terms.epoch)?;
         let taken = tokio::time::timeout(self.terms.timeout, session.all_taken()).await;
@@ -255,20 +255,26 @@ impl Worker {
             .collect();
         self.span.record("kv_bytes", kv.bytes());
         self.shared.sessions.keep(&self.terms, kv);
-        for (commit, frames) in commits.into_iter().zip(&self.ends.handoffs) {
+        for ((commit, frames), committed) in commits.into_iter().zip(&self.ends.handoffs).zip(&self.committed)
+        {
+            committed.cancel();
             hand(frames, commit, timeout).await?;
         }
         Ok(())
     }
 }
 
-/// Resolves when any handoff is dropped before its commit went out.
-async fn left(handoffs: Vec<Frames>, committed: CancellationToken) {
-    let closed = handoffs.iter().map(|frames| Box::pin(frames.closed()));
-    futures::future::select_all(closed).await;
-    if committed.is_cancelled() {
-        std::future::pending::<()>().await;
-    }
+/// Resolves when a handoff is dropped before its commit went out.
+async fn left(handoffs: Vec<(Frames, CancellationToken)>) {
+    let dropped = handoffs.into_iter().map(|(frames, committed)| {
+        Box::pin(async move {
+            frames.closed().await;
+            if committed.is_cancelled() {
+                std::future::pending::<()>().await;
+            }
+        })
+    });
+    futures::future::select_all(dropped).await;
 }
 
 async fn hand(frames: &Frames, frame: HandoffFrame, timeout: Duration) -> Result<(), Status> {
