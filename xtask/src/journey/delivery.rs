@@ -15,7 +15,7 @@ use crate::repository;
 const SERVER: (&str, &str) = ("10.200.0.1", "8099");
 /// The file's name.
 const FILE: &str = "flash.gguf";
-/// A folder of the nodes, emptied before the journey. The nodes' file systems begin at this machine's, so it lies where that is one.
+/// A folder of every node: the nodes' file systems are this machine's, so each gets one of its own there.
 const CACHE: &str = "/tmp/ds4-journey-cache";
 
 /// Two stages on one node share what is fetched, each takes its own layers, and a new revision fetches nothing anew.
@@ -60,7 +60,9 @@ fn taken(world: &mut World<'_>, log: &Path, whole: u64) -> Result<String> {
             &[
                 "sh",
                 "-c",
-                &format!("rm -rf {CACHE} && mkdir -p {CACHE} && chown 65532 {CACHE}"),
+                &format!(
+                    "umount {CACHE} 2>/dev/null; mkdir -p {CACHE} && mount -t tmpfs -o size=256m none {CACHE} && chown 65532 {CACHE}"
+                ),
             ],
         )?;
     }
