@@ -1,6 +1,6 @@
 //! The cluster of the journeys, with one deployment under observation.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -261,9 +261,13 @@ impl World<'_> {
 
     /// An operator as a process in the cluster's network, with the rights of the chart's.
     pub(super) fn operator(&self, name: &str, arguments: &[&str]) -> Result<Started> {
-        let program = repository::target().join("debug/ds4-operator");
+        self.operator_of(&repository::target().join("debug/ds4-operator"), name, arguments)
+    }
+
+    /// The same, of this program.
+    pub(super) fn operator_of(&self, program: &Path, name: &str, arguments: &[&str]) -> Result<Started> {
         let kubeconfig = self.operators_kubeconfig()?;
-        let mut command: Command = self.cluster.inside(&program)?;
+        let mut command: Command = self.cluster.inside(program)?;
         command
             .args(["run", "--engine-image", Name::Engine.reference()])
             .args(["--engine-image-pull-policy", "Never"])
