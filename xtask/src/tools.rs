@@ -50,6 +50,14 @@ pub const COLLECTOR: Module = Module {
     cold: "about 1 minute on two cores",
 };
 
+/// An operator of the usual make, to compare ours with.
+pub const PEER: Module = Module {
+    folder: "peer",
+    packages: &["."],
+    links: &[],
+    cold: "about 3 minutes on two cores",
+};
+
 /// kind, for machines with Docker.
 pub const KIND: Module = Module {
     folder: "kind",

@@ -11,33 +11,68 @@ use super::operator::asked;
 use super::world::{World, flash};
 use crate::process::{self, Started};
 use crate::progress::step;
-use crate::repository;
+use crate::{repository, tools};
 
 const COUNT: usize = 200;
 /// How long they are watched at rest.
 const WINDOW: Duration = Duration::from_secs(30);
-/// Where they live.
-const NAMESPACE: &str = "many";
 /// Where the measured operator serves its metrics.
 const LISTEN: &str = "127.0.0.1:8081";
 /// Clock ticks per second of `/proc/PID/stat`: fixed by Linux for programs.
 const TICKS: f64 = 100.0;
 
-/// No node takes their pods: what is measured is the operator, not the engine. It is built as it is released.
+/// Starts a process of that name.
+type Start<'a> = Box<dyn Fn(&str) -> Result<Started> + 'a>;
+
+/// An operator that is measured.
+struct Contender<'a> {
+    name: &'static str,
+    /// Where its deployments live.
+    namespace: &'static str,
+    /// The histogram of its reconciliations.
+    metric: &'static str,
+    start: Start<'a>,
+}
+
+/// No node takes their pods: what is measured is the operator, not the engine. It is built as it is released, and measured beside one of the
+/// usual make.
 pub(super) fn two_hundred(world: &mut World<'_>) -> Result<String> {
     let program = released()?;
+    let peer = tools::PEER.build()?.join("peer");
     world.operators(0)?;
-    let outcome = measured(world, &program);
-    let delete = [
-        "delete",
-        "namespace",
-        NAMESPACE,
-        "--ignore-not-found",
-        "--wait=false",
-    ];
-    world.cluster.kubectl(&delete)?;
+    let outcome = side_by_side(world, &program, &peer);
+    for namespace in ["many", "many-peer"] {
+        let delete = [
+            "delete",
+            "namespace",
+            namespace,
+            "--ignore-not-found",
+            "--wait=false",
+        ];
+        world.cluster.kubectl(&delete)?;
+    }
     world.operators(2)?;
     outcome
+}
+
+fn side_by_side(world: &World<'_>, program: &Path, peer: &Path) -> Result<String> {
+    let ours = Contender {
+        name: "operator-many",
+        namespace: "many",
+        metric: "ds4_operator_reconcile_seconds",
+        start: Box::new(|name| world.operator_of(program, name, &["--listen", LISTEN])),
+    };
+    let ours = measured(world, &ours)?;
+    let usual = Contender {
+        name: "peer-many",
+        namespace: "many-peer",
+        metric: "controller_runtime_reconcile_time_seconds",
+        start: Box::new(|name| world.peer(peer, name, &["--namespace", "many-peer", "--listen", LISTEN])),
+    };
+    let usual = measured(world, &usual)?;
+    Ok(format!(
+        "{ours}; one of controller-runtime with as many objects: {usual}"
+    ))
 }
 
 fn released() -> Result<PathBuf> {
@@ -53,21 +88,23 @@ fn released() -> Result<PathBuf> {
     Ok(repository::target().join("release/ds4-operator"))
 }
 
-fn measured(world: &World<'_>, program: &Path) -> Result<String> {
-    world.cluster.kubectl(&["create", "namespace", NAMESPACE])?;
+fn measured(world: &World<'_>, contender: &Contender<'_>) -> Result<String> {
+    let Contender { name, namespace, .. } = *contender;
+    world.cluster.kubectl(&["create", "namespace", namespace])?;
     let file = world.cluster.folder().join("many.json");
     std::fs::write(&file, manifests().to_string())?;
     world
         .cluster
-        .kubectl(&["apply", "-n", NAMESPACE, "-f", &file.display().to_string()])?;
+        .kubectl(&["apply", "-n", namespace, "-f", &file.display().to_string()])?;
     let start = Instant::now();
-    let first = world.operator_of(program, "operator-many", &["--listen", LISTEN])?;
-    let outcome = seen(world, &first).and_then(|()| percentile(&metrics(world)?));
+    let first = (contender.start)(name)?;
+    let outcome =
+        seen(world, namespace, &first).and_then(|()| percentile(&metrics(world)?, contender.metric));
     first.end(Duration::from_secs(5));
     let (creating, took) = (outcome?, start.elapsed());
     // A successor looks at all of them anew, and finds nothing to write.
-    let second = world.operator_of(program, "operator-many-again", &["--listen", LISTEN])?;
-    let outcome = at_rest(world, &second);
+    let second = (contender.start)(&format!("{name}-again"))?;
+    let outcome = at_rest(world, contender, &second);
     second.end(Duration::from_secs(5));
     Ok(format!(
         "{COUNT} known after {:.0} s; creating them: {creating}; a successor: {}",
@@ -92,14 +129,14 @@ fn manifests() -> Value {
 }
 
 /// Waits until every deployment has a status that tells of its pods.
-fn seen(world: &World<'_>, operator: &Started) -> Result<()> {
+fn seen(world: &World<'_>, namespace: &str, operator: &Started) -> Result<()> {
     let path = "jsonpath={.items[*].status.conditions[?(@.type==\"Degraded\")].reason}";
     let start = Instant::now();
     loop {
         operator.check()?;
         let said = world
             .cluster
-            .kubectl(&["get", "ds4", "-n", NAMESPACE, "-o", path])?;
+            .kubectl(&["get", "ds4", "-n", namespace, "-o", path])?;
         let known = said
             .split_whitespace()
             .filter(|reason| *reason == "Unschedulable")
@@ -115,7 +152,7 @@ fn seen(world: &World<'_>, operator: &Started) -> Result<()> {
     }
 }
 
-fn at_rest(world: &World<'_>, operator: &Started) -> Result<String> {
+fn at_rest(world: &World<'_>, contender: &Contender<'_>, operator: &Started) -> Result<String> {
     std::thread::sleep(Duration::from_secs(10));
     let (cpu, log) = (
         cpu_seconds(operator)?,
@@ -144,7 +181,7 @@ fn at_rest(world: &World<'_>, operator: &Started) -> Result<String> {
         megabytes(operator, "RssFile:")?,
         loud.len(),
         WINDOW.as_secs(),
-        percentile(&metrics)?
+        percentile(&metrics, contender.metric)?
     ))
 }
 
@@ -154,7 +191,7 @@ fn metrics(world: &World<'_>) -> Result<String> {
 }
 
 /// The smallest bucket that holds 99 of 100 reconciliations.
-fn percentile(metrics: &str) -> Result<String> {
+fn percentile(metrics: &str, histogram: &str) -> Result<String> {
     let count = |line: &str| line.rsplit(' ').next().and_then(|text| text.parse::<f64>().ok());
     let find = |name: &str| {
         metrics
@@ -162,13 +199,17 @@ fn percentile(metrics: &str) -> Result<String> {
             .find(|line| line.starts_with(name))
             .and_then(count)
     };
-    let all = find("ds4_operator_reconcile_seconds_count").context("the count")?;
+    let all = find(&format!("{histogram}_count")).context("the count")?;
     let bucket = metrics
         .lines()
-        .filter(|line| line.starts_with("ds4_operator_reconcile_seconds_bucket"))
+        .filter(|line| line.starts_with(&format!("{histogram}_bucket")))
         .find(|line| count(line).is_some_and(|within| within >= all * 0.99))
         .context("a bucket")?;
-    let bound = bucket.split('"').nth(1).context("a bound")?;
+    let bound = bucket
+        .split("le=\"")
+        .nth(1)
+        .and_then(|rest| rest.split('"').next());
+    let bound = bound.context("a bound")?;
     Ok(format!("{all}, 99 of 100 within {bound} s"))
 }
 
@@ -209,7 +250,9 @@ mod tests {
             + &bucket("+Inf", 100)
             + "ds4_operator_reconcile_seconds_count 100\n";
         assert_eq!(
-            percentile(&text).ok().as_deref(),
+            percentile(&text, "ds4_operator_reconcile_seconds")
+                .ok()
+                .as_deref(),
             Some("100, 99 of 100 within 0.2 s")
         );
     }

@@ -266,7 +266,7 @@ impl World<'_> {
 
     /// The same, of this program.
     pub(super) fn operator_of(&self, program: &Path, name: &str, arguments: &[&str]) -> Result<Started> {
-        let kubeconfig = self.operators_kubeconfig()?;
+        let kubeconfig = self.kubeconfig_of("ds4")?;
         let mut command: Command = self.cluster.inside(program)?;
         command
             .args(["run", "--engine-image", Name::Engine.reference()])
@@ -277,10 +277,33 @@ impl World<'_> {
         Started::spawn(name, &mut command, &self.cluster.folder().join("logs"))
     }
 
-    fn operators_kubeconfig(&self) -> Result<PathBuf> {
+    /// Another operator, which may do anything.
+    pub(super) fn peer(&self, program: &Path, name: &str, arguments: &[&str]) -> Result<Started> {
+        let account = ["create", "serviceaccount", "peer", "-n", SYSTEM];
+        let subject = format!("--serviceaccount={SYSTEM}:peer");
+        let binding = [
+            "create",
+            "clusterrolebinding",
+            "ds4-peer",
+            "--clusterrole=cluster-admin",
+            &subject,
+        ];
+        // There already when it is the second one.
+        let _ = self
+            .cluster
+            .kubectl(&account)
+            .and_then(|_| self.cluster.kubectl(&binding));
+        let mut command: Command = self.cluster.inside(program)?;
+        command
+            .args(arguments)
+            .env("KUBECONFIG", self.kubeconfig_of("peer")?);
+        Started::spawn(name, &mut command, &self.cluster.folder().join("logs"))
+    }
+
+    fn kubeconfig_of(&self, account: &str) -> Result<PathBuf> {
         let token = self
             .cluster
-            .kubectl(&["create", "token", "ds4", "-n", SYSTEM, "--duration=1h"])?;
+            .kubectl(&["create", "token", account, "-n", SYSTEM, "--duration=1h"])?;
         let authority = self.cluster.folder().join("pki/ca.crt");
         let config = json!({
             "apiVersion": "v1", "kind": "Config", "current-context": "operator",
@@ -288,7 +311,7 @@ impl World<'_> {
             "clusters": [{"name": "here", "cluster": {"server": "https://127.0.0.1:6443", "certificate-authority": authority}}],
             "users": [{"name": "operator", "user": {"token": token.trim()}}],
         });
-        let file = self.cluster.folder().join("operator.kubeconfig");
+        let file = self.cluster.folder().join(format!("{account}.kubeconfig"));
         std::fs::write(&file, config.to_string())?;
         Ok(file)
     }
