@@ -72,6 +72,21 @@ impl Rows {
         &mut self.bytes[end..]
     }
 
+    /// Takes the memory of rows up to `end` at once; untouched, it costs nothing yet.
+    fn reserve(&mut self, end: u64) {
+        let rows = usize::try_from(end.saturating_sub(self.range().end)).unwrap_or(0);
+        self.bytes.reserve_exact(rows.saturating_mul(self.row_bytes));
+    }
+
+    /// Rows that continue these. Where none are held they are taken as they are, with the room that they have.
+    pub(crate) fn join(&mut self, first: u64, rows: Self) {
+        if self.live().is_empty() {
+            *self = Self { first, ..rows };
+        } else {
+            self.append(first, rows.live());
+        }
+    }
+
     /// Forgets rows from `end` on.
     pub(crate) fn truncate(&mut self, end: u64) {
         let range = self.range();
@@ -306,6 +321,26 @@ impl Kv {
     #[must_use]
     pub fn allocated(&self) -> u64 {
         self.rows.values().map(|rows| rows.bytes.capacity() as u64).sum()
+    }
+
+    /// Takes room for a session of `tokens` at once, so that its rows need not move when they become more. Only what grows with the session:
+    /// windows and states are small.
+    pub fn reserve(&mut self, tokens: u64) {
+        for ((layer, kind), rows) in &mut self.rows {
+            if kind.append_only() {
+                rows.reserve(self.layout.expected_rows(*layer, *kind, tokens).end);
+            }
+        }
+    }
+
+    /// The room of kinds of which nothing is held yet; they have none then.
+    pub(crate) fn take_room(&mut self) -> impl Iterator<Item = ((usize, KvKind), Rows)> + '_ {
+        let growing = self.rows.iter_mut().filter(|((_, kind), _)| kind.append_only());
+        let unused = growing.filter(|(_, rows)| rows.range() == (0..0));
+        unused.map(|(place, rows)| {
+            let none = Rows::new(rows.row_bytes());
+            (*place, std::mem::replace(rows, none))
+        })
     }
 
     /// The rows of one kind, to be extended while other kinds are read; [`Kv::put_rows`] gives them back.

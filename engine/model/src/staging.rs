@@ -21,18 +21,19 @@ impl KvStaging {
     /// An empty area for the layers of `span`; a session of more than `max_tokens` is refused.
     #[must_use]
     pub fn new(layout: &KvLayout, span: LayerSpan, max_tokens: u64) -> Self {
-        Self::onto(layout, span, max_tokens, 0)
+        Self::onto(&mut Kv::new(layout, span), max_tokens)
     }
 
-    /// As [`KvStaging::new`], for the rows that a session of `held` tokens lacks.
+    /// As [`KvStaging::new`], for the rows that `base` lacks; where it has none they take its room.
     #[must_use]
-    pub fn onto(layout: &KvLayout, span: LayerSpan, max_tokens: u64, held: u64) -> Self {
-        let rows = Kv::new(layout, span).into_rows();
+    pub fn onto(base: &mut Kv, max_tokens: u64) -> Self {
+        let mut rows = Kv::new(base.layout(), base.span()).into_rows();
+        rows.extend(base.take_room());
         Self {
-            layout: layout.clone(),
-            span,
+            layout: base.layout().clone(),
+            span: base.span(),
             max_tokens,
-            held,
+            held: base.frontier(),
             rows,
         }
     }
@@ -111,7 +112,7 @@ impl KvStaging {
                     all.trim(u64::MAX);
                 }
                 // Where no row is held, the range still says which one comes next.
-                all.append(expected.start.max(rows.range().start), rows.live());
+                all.join(expected.start.max(rows.range().start), rows);
                 all.trim(expected.start);
             }
         }

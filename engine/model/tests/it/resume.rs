@@ -27,7 +27,7 @@ fn at(slice: &dyn ModelSlice, tokens: &[u32]) -> Kv {
 /// Sends what `base` lacks of `whole`; returns the bytes sent.
 fn send(whole: &Kv, base: &mut Kv) -> Result<u64, KvError> {
     let (layout, held) = (whole.layout(), base.frontier());
-    let mut staging = KvStaging::onto(layout, ALL, 1000, held);
+    let mut staging = KvStaging::onto(base, 1000);
     let mut bytes = 0;
     for layer in ALL.layers() {
         for kind in layout.kinds(layer) {
@@ -89,12 +89,57 @@ fn a_session_extended_by_what_it_lacked_equals_the_whole_one() {
     }
 }
 
+/// The room that was taken for a session is what its rows come into, computed or handed over: none is copied, and no more memory is taken.
+#[test]
+fn rows_stay_where_they_are_first_written() {
+    let (slice, tokens) = (graph(Numerics::Canonical), tokens(260));
+    let whole = at(&*slice, &tokens);
+    let mut computed = empty(&*slice, ALL);
+    computed.reserve(260);
+    let room = computed.allocated();
+    run(&*slice, &tokens[..200], 64, &mut [&mut computed]);
+    let places = |kv: &Kv| -> Vec<*const u8> {
+        let grown = ALL
+            .layers()
+            .flat_map(|layer| kv.layout().kinds(layer).iter().map(move |kind| (layer, *kind)));
+        let grown = grown.filter(|(_, kind)| kind.append_only());
+        grown
+            .map(|(layer, kind)| kv.read(layer, kind, 0..1).expect("a row").as_ptr())
+            .collect()
+    };
+    let before = places(&computed);
+    run(&*slice, &tokens[200..], 64, &mut [&mut computed]);
+    assert_eq!(places(&computed), before);
+    let mut handed = empty(&*slice, ALL);
+    handed.reserve(260);
+    send(&whole, &mut handed).expect("sent");
+    assert_eq!(handed, computed);
+    let small = whole.layout().bytes(ALL.layers(), 260) - grown(&whole);
+    assert!(
+        handed.allocated() <= room + 2 * small,
+        "{} of {room}",
+        handed.allocated()
+    );
+}
+
+/// Bytes of rows that become more with the session.
+fn grown(kv: &Kv) -> u64 {
+    let kinds = ALL
+        .layers()
+        .flat_map(|layer| kv.layout().kinds(layer).iter().map(move |kind| (layer, *kind)));
+    let bytes = kinds.filter(|(_, kind)| kind.append_only()).map(|(layer, kind)| {
+        let rows = kv.rows(layer, kind);
+        kv.read(layer, kind, rows).map_or(0, <[u8]>::len) as u64
+    });
+    bytes.sum()
+}
+
 #[test]
 fn rows_that_continue_another_frontier_are_refused_and_change_nothing() {
     let (slice, tokens) = (graph(Numerics::Canonical), tokens(40));
-    let (short, long) = (at(&*slice, &tokens[..8]), at(&*slice, &tokens[..12]));
+    let (mut short, long) = (at(&*slice, &tokens[..8]), at(&*slice, &tokens[..12]));
     let mut base = long.clone();
-    let staging = KvStaging::onto(short.layout(), ALL, 1000, 8);
+    let staging = KvStaging::onto(&mut short, 1000);
     let refused = staging
         .commit_onto(&mut base, 20, TokenHash::default())
         .unwrap_err();
@@ -103,7 +148,7 @@ fn rows_that_continue_another_frontier_are_refused_and_change_nothing() {
         "frontier: expected 8 of layers 0:3, found 12 in the shard of layers 0:3"
     );
     // Nothing came, though there is something between 12 and 20.
-    let staging = KvStaging::onto(short.layout(), ALL, 1000, 12);
+    let staging = KvStaging::onto(&mut long.clone(), 1000);
     let refused = staging
         .commit_onto(&mut base, 20, TokenHash::default())
         .unwrap_err();

@@ -10,6 +10,9 @@ use super::held::{Held, Mark, Resumed};
 use crate::route::Remote;
 use crate::shards::Shards;
 
+/// Tokens of an answer that its session has room for from the beginning; a longer one grows.
+const ANSWER: u64 = 1024;
+
 /// What a request starts from.
 pub(super) struct Turn {
     pub(super) prompt: Arc<Vec<u32>>,
@@ -59,11 +62,12 @@ impl Turn {
     pub(super) fn lend(self, engine: &Arc<Engine>, spans: &[LayerSpan]) -> Loan {
         let Held {
             tokens,
-            kv,
+            mut kv,
             marks,
             remote,
             saved,
         } = self.held;
+        kv.kv_mut().reserve(self.prompt.len() as u64 + ANSWER);
         Loan {
             engine: Arc::clone(engine),
             prompt: self.prompt,

@@ -154,8 +154,7 @@ fn missing(pull: &Pull) -> u64 {
 
 /// What the part lacks.
 fn staging(pull: &Pull) -> KvStaging {
-    let part = pull.shards.part(pull.part);
-    KvStaging::onto(part.layout(), part.span(), pull.frontier, part.frontier())
+    KvStaging::onto(&mut pull.shards.part(pull.part), pull.frontier)
 }
 
 async fn open(pull: &Pull, span: &Span) -> Result<Streaming<HandoffFrame>, RouteError> {
