@@ -80,6 +80,8 @@ impl Passes {
         if answers.is_empty() && pieces.is_empty() {
             return;
         }
+        // The pass of an answer's first token has only the head to compute.
+        let usual = answers.iter().all(|answer| answer.chosen().is_some());
         let done: Vec<Piece> = pieces
             .iter()
             .map(|(chunk, tokens)| chunk.piece(*tokens))
@@ -91,8 +93,10 @@ impl Passes {
             pieces.into_iter().for_each(|(chunk, _)| chunk.fail(&error));
             return;
         }
-        self.pace
-            .passed(answers.len(), &done, started.elapsed().as_secs_f64());
+        if usual {
+            self.pace
+                .passed(answers.len(), &done, started.elapsed().as_secs_f64());
+        }
         self.answers = answers.into_iter().filter_map(Answer::told).collect();
         pieces.into_iter().for_each(|(chunk, _)| self.settle(chunk));
     }

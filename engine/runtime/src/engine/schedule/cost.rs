@@ -63,6 +63,6 @@ fn depth(position: usize) -> usize {
 }
 
 /// A mean that forgets.
-pub(super) fn mix(known: &mut Option<f64>, new: f64) {
+fn mix(known: &mut Option<f64>, new: f64) {
     *known = Some(known.map_or(new, |old| old + FRESH * (new - old)));
 }

@@ -1,6 +1,6 @@
 //! How much of which prompt is computed beside the next tokens of the running answers.
 
-use super::cost::{Costs, LEAST, Piece, mix};
+use super::cost::{Costs, LEAST, Piece};
 use super::{Clock, Flow};
 
 /// Most prompt tokens in a pass, and how long a pass without answers takes at most: as long as so many tokens at the beginning of a prompt. A
@@ -11,6 +11,8 @@ pub(crate) const PIECE: usize = 128;
 const PASSED: u32 = 4;
 /// Passes after which a pass of answers alone is measured again: their sessions grow.
 const STALE: u32 = 64;
+/// What a longer time of answers alone counts.
+const SLOWLY: f64 = 0.125;
 /// The first piece beside answers, while nothing is known of what it costs.
 const FIRST: usize = 4;
 
@@ -150,7 +152,7 @@ impl Pace {
         }
         if pieces.is_empty() {
             self.since = 0;
-            return mix(&mut self.alone[at], seconds);
+            return undisturbed(&mut self.alone[at], seconds);
         }
         if let Some(alone) = self.alone[at] {
             self.beside.learn(pieces, (seconds - alone).max(0.0));
@@ -194,6 +196,11 @@ impl Budget {
             self.seconds -= cost.map_or(self.seconds, |cost| cost * tokens as f64);
         }
     }
+}
+
+/// What disturbs a pass makes it longer, never shorter; taken for its own time, that would let prompts take as long in each of the next [`STALE`].
+fn undisturbed(known: &mut Option<f64>, new: f64) {
+    *known = Some(known.map_or(new, |old| new.min(old + SLOWLY * (new - old))));
 }
 
 const fn bucket(answers: usize) -> usize {

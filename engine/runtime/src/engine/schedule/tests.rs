@@ -252,3 +252,14 @@ fn a_short_prompt_goes_before_the_rest_of_a_long_one_and_alone() {
     );
     assert_eq!(shares(&mut [long, prompt(0, 400)]), [(1, PIECE)]);
 }
+
+#[test]
+fn one_disturbed_pass_of_answers_does_not_let_prompts_take_longer() {
+    let mut pace = known(2.0, 0.1);
+    let tokens = |pace: &mut Pace| pace.choose(4, &mut [prompt(0, 1000)])[0].tokens;
+    assert_eq!(tokens(&mut pace), 10);
+    pace.passed(4, &[], 5.0);
+    assert_eq!(tokens(&mut pace), 15, "an eighth of the rise");
+    pace.passed(4, &[], 1.0);
+    assert_eq!(tokens(&mut pace), 10, "all of the fall");
+}
