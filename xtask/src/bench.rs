@@ -18,6 +18,8 @@ mod serving;
 use anyhow::Result;
 use clap::Subcommand;
 
+pub(crate) use machine::Cpus;
+
 /// What is measured.
 #[derive(Subcommand)]
 pub enum Bench {
@@ -35,6 +37,9 @@ pub enum Bench {
     #[command(after_help = "The report (Markdown, JSON) lies in .cache/bench/pipeline.")]
     Pipeline(pipeline::Pipeline),
     /// What a long prompt costs those beside it: first tokens of short prompts, next tokens of running answers.
+    #[command(
+        after_help = "Needs `cargo build --bin ds4`. The output pod is kept on one processor, the stages and the clients on another, as pods are on nodes of\ntheir own; idle and beside the long prompt alike. The ratios are what counts: what is measured is a small model in the build of the tests."
+    )]
     Serving(serving::Serving),
 }
 

@@ -27,7 +27,7 @@ const REQUESTS: usize = 8;
 pub fn run() -> Result<()> {
     let browser = browser()?;
     let folder = repository::cache().join("page");
-    let server = Server::alone(&folder, &["--max-context", "4096"])?;
+    let server = Server::alone(&folder, None, &["--max-context", "4096"])?;
     for i in 0..REQUESTS {
         let body =
             json!({"model": MODEL, "prompt": vec![30 + i; 40 * i + 3], "max_tokens": 24, "ignore_eos": true});

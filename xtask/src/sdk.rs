@@ -55,7 +55,11 @@ fn server(folder: &Path, context: u32) -> Result<Server> {
     let keys = folder.join("keys");
     std::fs::write(&keys, "key\n")?;
     let (context, keys) = (context.to_string(), keys.display().to_string());
-    Server::alone(folder, &["--max-context", &context, "--api-keys-file", &keys])
+    Server::alone(
+        folder,
+        None,
+        &["--max-context", &context, "--api-keys-file", &keys],
+    )
 }
 
 fn asking(server: &Server, mut command: Command) -> Command {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
+use crate::bench::Cpus;
 use crate::process::{self, Started, free_address};
 use crate::progress::{Probe, wait};
 use crate::repository;
@@ -17,19 +18,28 @@ const STAGES: [&str; 2] = ["0:0", "1:1"];
 /// How long a process may take to come up; the machine may be busy.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// The processors of the output pod, and those of the stages together. In a cluster each has a node of its own; here they would take each
+/// other's time.
+#[derive(Clone, Debug)]
+pub(crate) struct Nodes {
+    pub(crate) output: Cpus,
+    pub(crate) stages: Cpus,
+}
+
 /// An output pod over the micro model, with two stages or without.
 pub(crate) struct Server {
     pub(crate) url: String,
     program: PathBuf,
     model: PathBuf,
     folder: PathBuf,
+    nodes: Option<Nodes>,
     addresses: Vec<String>,
     stages: Vec<Started>,
     output: Option<Started>,
 }
 
 impl Server {
-    fn new(folder: &Path) -> Result<Self> {
+    fn new(folder: &Path, nodes: Option<Nodes>) -> Result<Self> {
         let program = repository::target().join("debug/ds4");
         ensure!(
             program.exists(),
@@ -48,6 +58,7 @@ impl Server {
             program,
             model,
             folder: folder.to_owned(),
+            nodes,
             addresses: Vec::new(),
             stages: Vec::new(),
             output: None,
@@ -58,8 +69,8 @@ impl Server {
     ///
     /// # Errors
     /// When it does not come up.
-    pub(crate) fn alone(folder: &Path, flags: &[&str]) -> Result<Self> {
-        let mut server = Self::new(folder)?;
+    pub(crate) fn alone(folder: &Path, nodes: Option<Nodes>, flags: &[&str]) -> Result<Self> {
+        let mut server = Self::new(folder, nodes)?;
         server.serve("alone", flags)?;
         Ok(server)
     }
@@ -68,8 +79,8 @@ impl Server {
     ///
     /// # Errors
     /// When a process does not come up.
-    pub(crate) fn over_stages(folder: &Path, flags: &[&str]) -> Result<Self> {
-        let mut server = Self::new(folder)?;
+    pub(crate) fn over_stages(folder: &Path, nodes: Option<Nodes>, flags: &[&str]) -> Result<Self> {
+        let mut server = Self::new(folder, nodes)?;
         for _ in STAGES {
             server.addresses.push(free_address()?.to_string());
         }
@@ -92,7 +103,8 @@ impl Server {
             .arg(&self.model)
             .args(flags)
             .env("RUST_LOG", "error");
-        self.output = Some(Started::spawn(name, &mut command, &self.folder)?);
+        let processors = self.nodes.as_ref().map(|nodes| &nodes.output);
+        self.output = Some(self.spawn(name, &mut command, processors)?);
         let ready = format!("{}/readyz", self.url);
         wait("it is ready", PATIENCE, || {
             for process in self.output.iter().chain(&self.stages) {
@@ -119,7 +131,16 @@ impl Server {
             .arg(&self.model)
             .args(["--sessions", "256"])
             .env("RUST_LOG", "error");
-        Started::spawn(&format!("stage-{stage}"), &mut command, &self.folder)
+        let processors = self.nodes.as_ref().map(|nodes| &nodes.stages);
+        self.spawn(&format!("stage-{stage}"), &mut command, processors)
+    }
+
+    fn spawn(&self, name: &str, command: &mut Command, processors: Option<&Cpus>) -> Result<Started> {
+        let mut start = || Started::spawn(name, command, &self.folder);
+        match processors {
+            Some(processors) => processors.during(start),
+            None => start(),
+        }
     }
 
     /// The output pod.

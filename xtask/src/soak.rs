@@ -44,7 +44,7 @@ impl Soak {
         std::fs::create_dir_all(&folder)?;
         let prompts = Prompts::new(self.prompts, self.seed);
         let reference = Arc::new(step("one session alone answers every prompt", || {
-            let alone = Server::alone(&folder, &["--sessions", "1", "--kept-budget", "1"])?;
+            let alone = Server::alone(&folder, None, &["--sessions", "1", "--kept-budget", "1"])?;
             Reference::of(&alone.url, &prompts)
         })?);
         let mut server = step("two stages and an output pod start", || {
@@ -59,7 +59,11 @@ impl Soak {
                 "--handoff-timeout",
                 "3s",
             ];
-            Server::over_stages(&folder, &[&["--sessions", &streams][..], &kept, &route].concat())
+            Server::over_stages(
+                &folder,
+                None,
+                &[&["--sessions", &streams][..], &kept, &route].concat(),
+            )
         })?;
         let title = format!("{} streams for {} s", self.streams, self.seconds);
         let (tallies, faults, memory) = step(&title, || self.load(&mut server, &reference))?;

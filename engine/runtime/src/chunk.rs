@@ -1,5 +1,7 @@
 //! A run of prompt tokens on its way through the stages.
 
+use std::ops::Range;
+
 use ds4_model::{Hidden, Kv, ModelError, ModelSlice, TokenHash};
 
 use crate::planted::{self, Bug};
@@ -64,13 +66,27 @@ impl Chunk {
         Ok(())
     }
 
-    /// Computes the layers of `kv`; embeds first where no stage came before. Blocks.
-    pub(crate) fn compute(&mut self, slice: &dyn ModelSlice, kv: &mut Kv) -> Result<(), ModelError> {
+    /// Computes the layers of `kv` for a piece of the chunk, at its frontier; embeds first where no stage came before. Blocks.
+    pub(crate) fn compute(
+        &mut self,
+        piece: Range<usize>,
+        slice: &dyn ModelSlice,
+        kv: &mut Kv,
+    ) -> Result<(), ModelError> {
         let mut hidden = match self.hidden.take() {
             Some(hidden) => hidden,
             None => slice.embed(&self.tokens)?,
         };
-        slice.forward(&self.tokens, &mut hidden, kv)?;
+        if piece.len() == self.tokens.len() {
+            slice.forward(&self.tokens, &mut hidden, kv)?;
+        } else {
+            let width = hidden.width();
+            let rows = &mut hidden.as_mut_slice()[piece.start * width..piece.end * width];
+            let mut part = Hidden::from_vec(width, rows.to_vec())
+                .ok_or_else(|| slice.info().lacks("hidden states of width 0"))?;
+            slice.forward(&self.tokens[piece], &mut part, kv)?;
+            rows.copy_from_slice(part.as_slice());
+        }
         self.hidden = Some(hidden);
         Ok(())
     }
@@ -108,5 +124,24 @@ mod tests {
         assert_eq!(sizes(128), [128, 128, 44], "short enough");
         assert_eq!(sizes(100), [100, 100, 68, 32], "the last chunk is short");
         assert_eq!(sizes(512), [268, 32]);
+    }
+    #[test]
+    fn pieces_of_a_chunk_give_the_bits_of_the_whole() {
+        let slice = crate::sim::model::slice(0, 1);
+        let computed = |pieces: &[Range<usize>]| {
+            let tokens: Vec<u32> = (20..60).collect();
+            let mut chunk = Chunk::split(&tokens, 0, 0, tokens.len()).remove(0);
+            let mut kv = Kv::new(&slice.info().layout, slice.info().span);
+            for piece in pieces {
+                let done = chunk.compute(piece.clone(), &*slice, &mut kv);
+                done.expect("tokens of the model");
+            }
+            assert_eq!(kv.frontier(), 40);
+            chunk.hidden
+        };
+        assert_eq!(
+            computed(&[0..7, 7..8, 8..40]),
+            computed(std::slice::from_ref(&(0..40)))
+        );
     }
 }

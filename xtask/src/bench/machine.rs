@@ -58,6 +58,18 @@ impl Cpus {
         sched_setaffinity(None, &set).with_context(|| format!("pinning to processors {:?}", self.0))
     }
 
+    /// Does `work` on these processors; what it starts stays there, this thread goes back to where it was.
+    ///
+    /// # Errors
+    /// When one of them does not exist or is not allowed, or `work` fails.
+    pub fn during<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        let before = sched_getaffinity(None).context("asking which processors this process may use")?;
+        self.pin()?;
+        let result = work();
+        sched_setaffinity(None, &before).context("going back to all processors")?;
+        result
+    }
+
     /// The mask in hexadecimal, as llama.cpp's `--cpu-mask` takes it.
     #[must_use]
     pub fn mask(&self) -> String {

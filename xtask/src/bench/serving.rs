@@ -9,9 +9,10 @@ use anyhow::{Result, ensure};
 use clap::Args;
 use serde_json::json;
 
+use super::machine::{self, Cpus};
 use crate::progress::step;
 use crate::repository;
-use crate::serving::{MODEL, Server};
+use crate::serving::{MODEL, Nodes, Server};
 
 /// What `cargo xtask bench serving` is given.
 #[derive(Clone, Debug, Args)]
@@ -37,6 +38,8 @@ struct Measured {
     first: [Times; 2],
     /// Times between the tokens of the running answers.
     next: [Times; 2],
+    /// Seconds of the long prompt alone, beside short prompts and beside running answers.
+    long: [f64; 3],
 }
 
 #[derive(Default)]
@@ -75,17 +78,22 @@ impl Serving {
             "--kept-budget",
             "1",
         ];
+        let nodes = nodes();
+        if let Some(nodes) = &nodes {
+            // The clients have no node of their own; those of the stages wait for nobody's first token.
+            nodes.stages.pin()?;
+        }
         let here = {
-            let server = Server::alone(&folder, &flags)?;
+            let server = Server::alone(&folder, nodes.clone(), &flags)?;
             step("the long prompt is computed here", || {
                 self.measure(&server, "local")
             })?
         };
-        let server = Server::over_stages(&folder, &flags)?;
+        let server = Server::over_stages(&folder, nodes.clone(), &flags)?;
         let over = step("the long prompt goes over two stages", || {
             self.measure(&server, "disaggregated")
         })?;
-        self.print(&[here, over])
+        self.print(&[here, over], nodes.as_ref())
     }
 
     fn measure(&self, server: &Server, way: &'static str) -> Result<Measured> {
@@ -93,9 +101,10 @@ impl Serving {
         // The first requests warm pages and the pace of the scheduler.
         self.first(url, 3, None)?;
         let idle = self.first(url, 15, None)?;
+        let undisturbed = Long::start(url, self.long, 0).end()?;
         let long = Long::start(url, self.long, 1);
         let beside = self.first(url, 30, Some(&long))?;
-        long.end()?;
+        let beside_first = long.end()?;
         ensure!(
             !beside.is_empty(),
             "the long prompt ended before a short one was answered"
@@ -103,11 +112,12 @@ impl Serving {
         let alone = self.next(url, None)?;
         let long = Long::start(url, self.long, 2);
         let with = self.next(url, Some(&long))?;
-        long.end()?;
+        let beside_next = long.end()?;
         Ok(Measured {
             way,
             first: [Times::of(idle), Times::of(beside)],
             next: [Times::of(alone), Times::of(with)],
+            long: [undisturbed, beside_first, beside_next].map(|time| time.as_secs_f64()),
         })
     }
 
@@ -166,10 +176,10 @@ impl Serving {
         Ok(all)
     }
 
-    fn print(&self, measured: &[Measured]) -> Result<()> {
+    fn print(&self, measured: &[Measured], nodes: Option<&Nodes>) -> Result<()> {
         let rows: Vec<_> = measured
             .iter()
-            .map(|Measured { way, first, next }| {
+            .map(|Measured { way, first, next, long }| {
                 let pair = |times: &[Times; 2], value: &dyn Fn(&Times) -> f64| {
                     let (idle, beside) = (value(&times[0]), value(&times[1]));
                     json!({"idle_ms": idle, "beside_ms": beside, "ratio": beside / idle})
@@ -179,6 +189,7 @@ impl Serving {
                     "ttft_median": pair(first, &|times| times.percentile(50.0)), "ttft_p95": pair(first, &|times| times.percentile(95.0)),
                     "itl_mean": pair(next, &Times::mean), "itl_median": pair(next, &|times| times.percentile(50.0)),
                     "itl_p95": pair(next, &|times| times.percentile(95.0)),
+                    "long_seconds": {"alone": long[0], "beside_short_prompts": long[1], "beside_answers": long[2]},
                 })
             })
             .collect();
@@ -186,8 +197,16 @@ impl Serving {
             return crate::ask::print(&serde_json::to_string_pretty(&rows)?);
         }
         let mut text = format!(
-            "a prompt of {} tokens beside a short one of {} and {} answers\n\n{:14}{:14}{:>10}{:>10}{:>8}",
-            self.long, self.short, self.streams, "long prompt", "measure", "idle ms", "beside", "ratio"
+            "a prompt of {} tokens beside a short one of {} and {} answers; {}\n\n{:14}{:14}{:>10}{:>10}{:>8}",
+            self.long,
+            self.short,
+            self.streams,
+            place(nodes),
+            "long prompt",
+            "measure",
+            "idle ms",
+            "beside",
+            "ratio"
         );
         for row in &rows {
             for measure in ["ttft_median", "ttft_p95", "itl_mean", "itl_median", "itl_p95"] {
@@ -200,6 +219,14 @@ impl Serving {
                     value("ratio")
                 );
             }
+            let long = |name: &str| row["long_seconds"][name].as_f64().unwrap_or(f64::NAN);
+            text += &format!(
+                "\n{:14}the prompt itself: {:.1} s alone, {:.1} s beside short prompts, {:.1} s beside answers",
+                row["long_prompt"].as_str().unwrap_or_default(),
+                long("alone"),
+                long("beside_short_prompts"),
+                long("beside_answers")
+            );
         }
         crate::ask::print(&text)
     }
@@ -208,7 +235,7 @@ impl Serving {
 /// A long prompt on its way.
 struct Long {
     ended: Arc<AtomicBool>,
-    run: std::thread::JoinHandle<Result<()>>,
+    run: std::thread::JoinHandle<Result<Duration>>,
 }
 
 impl Long {
@@ -217,9 +244,10 @@ impl Long {
         let ended = Arc::new(AtomicBool::new(false));
         let (url, mine) = (url.to_owned(), Arc::clone(&ended));
         let run = std::thread::spawn(move || {
+            let started = Instant::now();
             let result = follow(&url, &prompt(tokens, seed), 1, |_| true);
             mine.store(true, Ordering::Relaxed);
-            result
+            result.map(|()| started.elapsed())
         });
         std::thread::sleep(Duration::from_millis(300));
         Self { ended, run }
@@ -229,11 +257,36 @@ impl Long {
         self.ended.load(Ordering::Relaxed)
     }
 
-    fn end(self) -> Result<()> {
+    /// How long it took.
+    fn end(self) -> Result<Duration> {
         self.run
             .join()
             .map_err(|_| anyhow::anyhow!("the long request panicked"))?
     }
+}
+
+/// A processor for the output pod and another one for the stages, where there are two.
+fn nodes() -> Option<Nodes> {
+    let Cpus(cpus) = Cpus::first(2).ok()?;
+    Some(Nodes {
+        output: Cpus(vec![cpus[1]]),
+        stages: Cpus(vec![cpus[0]]),
+    })
+}
+
+/// Where it was measured.
+fn place(nodes: Option<&Nodes>) -> String {
+    let load = machine::load().map_or_else(|| "unknown".into(), |load| format!("{load:.1}"));
+    let kept = nodes.map_or_else(
+        || "all on the same processors".into(),
+        |Nodes { output, stages }| {
+            format!(
+                "the output pod on processor {}, stages and clients on {}",
+                output.0[0], stages.0[0]
+            )
+        },
+    );
+    format!("{kept}; load {load}")
 }
 
 fn milliseconds(time: Duration) -> f64 {

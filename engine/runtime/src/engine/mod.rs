@@ -15,6 +15,7 @@ mod watch;
 
 pub(crate) use self::passes::{Chunk, Member, Passes};
 pub use self::policy::{Adaptive, Choice, Demand, Reason, Way};
+pub(crate) use self::schedule::{Costs, Kind, PIECE, Piece};
 pub use self::schedule::{Flow, Priority};
 pub use options::{EngineOptions, EngineStatus, LogitsReport, OnFailure, Policy};
 
@@ -329,6 +330,7 @@ impl Engine {
     ) -> Result<Prompted, EngineError> {
         self.recall(&prompt).await;
         let engine = Arc::clone(self);
+        self.compute.expect(&prompt);
         let turn = self.compute.run(move || Turn::begin(&engine, &prompt)).await;
         let turn = turn.map_err(|error| EngineError::Internal(error.to_string()))?;
         let turn = turn.map_err(|error| EngineError::Internal(error.to_string()))?;

@@ -5,7 +5,7 @@
 //! `DS4_SEEDS=10000 cargo test --release -p ds4-runtime --lib sim::many -- --ignored --nocapture` runs many; `DS4_SEED=n` shows one.
 
 mod cancel;
-mod model;
+pub(crate) mod model;
 mod network;
 mod random;
 mod script;

@@ -142,6 +142,7 @@ impl StageServer {
             compute: host.compute(()),
             dialer: host.dialer,
             sessions: Arc::clone(&sessions),
+            costs: Arc::default(),
         };
         let drain_timeout = self.options.drain_timeout;
         let service = Generated::new(Service::new(shared, self.identity, self.options));

@@ -257,6 +257,11 @@ impl Sessions {
         self.change(|known, _| known.table.drain());
     }
 
+    /// Whether more than one session works.
+    pub(crate) fn several(&self) -> bool {
+        self.known().working.len() > 1
+    }
+
     /// Sessions that work, by name and epoch.
     #[cfg(test)]
     pub(crate) fn working(&self) -> Vec<(String, u64)> {

@@ -1,6 +1,7 @@
 //! One session's work on a stage: compute a chunk, send it on, hand over its KV.
 
-use std::sync::Arc;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ds4_gguf::LayerSpan;
@@ -18,6 +19,7 @@ use super::refusal::refused;
 use super::session::{Sessions, Terms};
 use crate::chunk::Chunk;
 use crate::compute::Compute;
+use crate::engine::{Costs, Kind, PIECE, Piece};
 use crate::frames::{Sender, Work, activation_frames};
 use crate::host::now;
 use crate::net::Dialer;
@@ -31,6 +33,13 @@ pub(crate) struct Shared {
     pub(crate) compute: Compute,
     pub(crate) dialer: Dialer,
     pub(crate) sessions: Arc<Sessions>,
+    pub(crate) costs: Arc<Mutex<Costs>>,
+}
+
+impl Shared {
+    fn costs(&self) -> MutexGuard<'_, Costs> {
+        self.costs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// The ends that a session's worker holds.
@@ -183,18 +192,57 @@ impl Worker {
     }
 
     async fn compute(&mut self, mut chunk: Chunk, mut kv: Kv) -> Result<(Chunk, Kv), Status> {
+        let mut done = 0;
+        while done < chunk.tokens.len() {
+            let piece = done..done + self.next(&chunk, done);
+            done = piece.end;
+            (chunk, kv) = self.piece(chunk, piece, kv).await?;
+        }
+        Ok((chunk, kv))
+    }
+
+    /// How many tokens of a chunk go next. The sessions of a stage take turns, so one waits for a piece of each of the others: these are small,
+    /// and small in time. A session alone has pieces of a whole chunk, for which the weights are read once; deep in a prompt they are of as many
+    /// tokens as take no longer than a chunk at its beginning, since another one may come.
+    fn next(&self, chunk: &Chunk, done: usize) -> usize {
+        let most = if self.shared.sessions.several() {
+            PIECE
+        } else {
+            self.terms.chunk_tokens
+        };
+        #[allow(clippy::cast_possible_truncation)] // within the prompt
+        let position = chunk.start as usize + done;
+        let most = self.shared.costs().like(most, Kind::Own, position);
+        // Equal pieces: a short last one would read the weights for little.
+        let left = chunk.tokens.len() - done;
+        left.div_ceil(left.div_ceil(most))
+    }
+
+    async fn piece(
+        &mut self,
+        mut chunk: Chunk,
+        piece: Range<usize>,
+        mut kv: Kv,
+    ) -> Result<(Chunk, Kv), Status> {
         let slice = Arc::clone(&self.shared.slice);
+        #[allow(clippy::cast_possible_truncation)] // within the prompt
+        let done = Piece {
+            kind: Kind::Own,
+            position: chunk.start as usize + piece.start,
+            tokens: piece.len(),
+        };
         let span = self.span.clone();
         let work = move || {
             let _entered = span.enter();
             let started = now();
-            let computed = chunk.compute(&*slice, &mut kv);
+            let computed = chunk.compute(piece, &*slice, &mut kv);
             computed.map(|()| (chunk, kv, now() - started))
         };
-        let done = self.shared.compute.run(work).await;
-        let done = done.map_err(|error| Status::internal(error.to_string()))?;
-        let (chunk, kv, elapsed) = done.map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let result = self.shared.compute.run(work).await;
+        let result = result.map_err(|error| Status::internal(error.to_string()))?;
+        let (chunk, kv, elapsed) = result.map_err(|error| Status::invalid_argument(error.to_string()))?;
         self.elapsed += elapsed;
+        self.shared.costs().learn(&[done], elapsed.as_secs_f64());
         Ok((chunk, kv))
     }
 

@@ -12,11 +12,12 @@ use ds4_model::{Hidden, ModelError, ModelSlice, Part};
 
 pub(super) use self::answer::{Answer, End, Until};
 pub(crate) use self::prompt::{Chunk, Member};
-use super::schedule::{Kind, Pace, Waiting};
+use super::schedule::{Kind, Pace, Piece, Waiting};
 use crate::compute::{Compute, Lost, Work};
 use crate::host::now;
 
-/// A prompt that has just ended becomes an answer within this time: hardly more than the two threads need to hear of each other.
+/// A prompt that has just been looked up has its first chunk here within this time, and one that has just ended is an answer: hardly more than the
+/// two threads need to hear of each other.
 const MOMENT: Duration = Duration::from_millis(5);
 
 /// Answers and prompts in the making.
@@ -25,8 +26,8 @@ pub(crate) struct Passes {
     pace: Pace,
     answers: Vec<Answer>,
     prompts: Vec<Chunk>,
-    /// Until when the first token of a prompt that has ended goes before another prompt.
-    expected: Option<Instant>,
+    /// A prompt that goes before others when its next step comes by then.
+    expected: Option<(Arc<Vec<u32>>, Instant)>,
 }
 
 /// A chunk whose model failed, with whatever else was in the pass.
@@ -79,6 +80,12 @@ impl Passes {
         if answers.is_empty() && pieces.is_empty() {
             return;
         }
+        // The pass of an answer's first token has only the head to compute.
+        let usual = answers.iter().all(|answer| answer.chosen().is_some());
+        let done: Vec<Piece> = pieces
+            .iter()
+            .map(|(chunk, tokens)| chunk.piece(*tokens))
+            .collect();
         let computed = forward(&*self.slice, &mut answers, &mut pieces)
             .and_then(|()| choose_tokens(&*self.slice, &mut answers));
         if let Err(error) = computed {
@@ -86,23 +93,22 @@ impl Passes {
             pieces.into_iter().for_each(|(chunk, _)| chunk.fail(&error));
             return;
         }
-        let tokens = pieces.iter().map(|(_, tokens)| tokens).sum();
-        self.pace
-            .passed(answers.len(), tokens, started.elapsed().as_secs_f64());
+        if usual {
+            self.pace
+                .passed(answers.len(), &done, started.elapsed().as_secs_f64());
+        }
         self.answers = answers.into_iter().filter_map(Answer::told).collect();
         pieces.into_iter().for_each(|(chunk, _)| self.settle(chunk));
     }
 
     /// A piece through the layers after the stages'.
     fn apart(&mut self, mut chunk: Chunk, tokens: usize) {
-        let started = now();
+        let (started, done) = (now(), chunk.piece(tokens));
         if let Err(error) = chunk.forward(&*self.slice, tokens) {
             return chunk.fail(&error);
         }
-        if !self.answers.is_empty() {
-            self.pace
-                .measured(Kind::Own, tokens, started.elapsed().as_secs_f64());
-        }
+        self.pace
+            .measured(self.answers.len(), done, started.elapsed().as_secs_f64());
         self.settle(chunk);
     }
 
@@ -111,9 +117,13 @@ impl Passes {
             return self.prompts.push(chunk);
         }
         if chunk.kind() == Kind::Whole && chunk.ends_prompt() {
-            self.expected = Some(now() + MOMENT);
+            self.expect(chunk.prompt());
         }
         chunk.finish();
+    }
+
+    fn expect(&mut self, prompt: &Arc<Vec<u32>>) {
+        self.expected = Some((Arc::clone(prompt), now() + MOMENT));
     }
 }
 
@@ -122,8 +132,10 @@ impl Work for Passes {
         if self.answers.is_empty() && self.prompts.is_empty() {
             return None;
         }
-        let moment = self.expected.filter(|_| self.answers.is_empty());
-        Some(moment.map_or(Duration::ZERO, |until| until.saturating_duration_since(now())))
+        let moment = self.expected.as_ref().filter(|_| self.answers.is_empty());
+        Some(moment.map_or(Duration::ZERO, |(_, until)| {
+            until.saturating_duration_since(now())
+        }))
     }
 
     fn part(&mut self) {
@@ -209,6 +221,12 @@ impl Compute<Passes> {
         });
     }
 
+    /// The next step of this prompt comes in a moment: no other prompt is to be in its way then.
+    pub(super) fn expect(&self, prompt: &Arc<Vec<u32>>) {
+        let prompt = Arc::clone(prompt);
+        self.change(move |passes| passes.expect(&prompt));
+    }
+
     /// Computes a chunk of a prompt, piece by piece as its turn comes; its streams come back.
     pub(crate) async fn chunk(
         &self,
@@ -216,7 +234,11 @@ impl Compute<Passes> {
     ) -> Result<Hidden, Uncomputed> {
         let (done, computed) = tokio::sync::oneshot::channel();
         let chunk = chunk(done);
-        self.change(move |passes: &mut Passes| passes.prompts.push(chunk));
+        self.change(move |passes: &mut Passes| {
+            let ours = |(expected, _): &mut (Arc<_>, _)| Arc::ptr_eq(expected, chunk.prompt());
+            passes.expected.take_if(ours);
+            passes.prompts.push(chunk);
+        });
         computed.await.map_err(|_| Uncomputed(Lost.to_string()))?
     }
 }

@@ -5,7 +5,7 @@ use std::sync::{Arc, MutexGuard};
 use ds4_model::{Hidden, Kv, ModelError, ModelSlice};
 use tokio::sync::oneshot;
 
-use super::super::schedule::{Flow, Kind, Waiting};
+use super::super::schedule::{Flow, Kind, Piece, Waiting};
 use super::Uncomputed;
 use crate::shards::Shards;
 
@@ -68,6 +68,7 @@ impl Chunk {
             flow: self.member.flow,
             kind: self.kind(),
             ready: self.end - self.next,
+            position: self.next,
             left: self.member.prompt.len() - self.next,
             passed: self.passed,
         }
@@ -79,6 +80,10 @@ impl Chunk {
 
     pub(super) const fn is_done(&self) -> bool {
         self.next == self.end
+    }
+
+    pub(super) const fn prompt(&self) -> &Arc<Vec<u32>> {
+        &self.member.prompt
     }
 
     pub(super) fn ends_prompt(&self) -> bool {
@@ -93,6 +98,15 @@ impl Chunk {
     /// The session's rows in the own layers.
     pub(super) fn own(&self) -> MutexGuard<'_, Kv> {
         self.member.shards.own()
+    }
+
+    /// The next tokens, as what they will have been.
+    pub(super) const fn piece(&self, tokens: usize) -> Piece {
+        Piece {
+            kind: self.kind(),
+            position: self.next,
+            tokens,
+        }
     }
 
     /// The next tokens are computed.

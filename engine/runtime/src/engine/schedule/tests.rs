@@ -21,20 +21,43 @@ fn waiting() -> impl Strategy<Value = Waiting> {
             flow: Flow { client, priority },
             kind: if own { Kind::Own } else { Kind::Whole },
             ready,
+            position: more,
             left: ready + more,
             passed: 0,
         },
     )
 }
 
+/// A prompt of the first client with `left` tokens to its end, all of them ready.
+fn prompt(position: usize, left: usize) -> Waiting {
+    Waiting {
+        flow: flow(0),
+        kind: Kind::Whole,
+        ready: left,
+        position,
+        left,
+        passed: 0,
+    }
+}
+
+fn piece(kind: Kind, position: usize, tokens: usize) -> Piece {
+    Piece {
+        kind,
+        position,
+        tokens,
+    }
+}
+
 /// A pace whose costs are known: an answer takes a second, a prompt token `cost`.
 fn known(stretch: f64, cost: f64) -> Pace {
     let mut pace = Pace::new(stretch);
     for answers in 1..=64 {
-        pace.passed(answers, 0, 1.0);
+        pace.passed(answers, &[], 1.0);
     }
-    pace.measured(Kind::Whole, 1, cost);
-    pace.measured(Kind::Own, 1, cost);
+    for kind in [Kind::Whole, Kind::Own] {
+        pace.measured(0, piece(kind, 0, 1), cost);
+        pace.measured(1, piece(kind, 0, 1), cost);
+    }
     pace
 }
 
@@ -60,8 +83,7 @@ proptest! {
     #[test]
     fn every_prompt_of_a_flow_goes_on_however_many_shorter_ones_come(shorter in 1..64_usize) {
         let mut pace = Pace::new(2.0);
-        let long = Waiting { flow: flow(1), kind: Kind::Whole, ready: 30_000, left: 30_000, passed: 0 };
-        let mut prompts = vec![long];
+        let mut prompts = vec![prompt(0, 30_000)];
         let mut since = 0;
         for _ in 0..200 {
             // There is always another one that ends sooner.
@@ -77,10 +99,10 @@ proptest! {
     fn clients_that_always_have_work_get_their_weighted_share(priorities in prop::collection::vec(priority(), 2..6), rounds in 50..300_usize) {
         let weight = |priority| match priority { Priority::Low => 1.0, Priority::Normal => 8.0, Priority::High => 64.0 };
         let mut pace = Pace::new(2.0);
-        let prompt = |(client, priority): (usize, &Priority)| Waiting {
-            flow: Flow { client: client as u64, priority: *priority }, kind: Kind::Whole, ready: usize::MAX >> 1, left: usize::MAX >> 1, passed: 0,
+        let of_client = |(client, priority): (usize, &Priority)| Waiting {
+            flow: Flow { client: client as u64, priority: *priority }, ..prompt(0, usize::MAX >> 1)
         };
-        let mut prompts: Vec<Waiting> = priorities.iter().enumerate().map(prompt).collect();
+        let mut prompts: Vec<Waiting> = priorities.iter().enumerate().map(of_client).collect();
         let mut served = vec![0.0; prompts.len()];
         for _ in 0..rounds {
             for piece in pace.choose(0, &mut prompts) {
@@ -171,18 +193,11 @@ fn a_full_room_refuses_and_says_how_many_wait() {
 #[test]
 fn answers_are_measured_alone_before_prompts_join_them_and_again_later() {
     let mut pace = Pace::new(2.0);
-    let prompt = Waiting {
-        flow: flow(0),
-        kind: Kind::Whole,
-        ready: 1000,
-        left: 1000,
-        passed: 0,
-    };
-    let mut prompts = [prompt];
+    let mut prompts = [prompt(0, 1000)];
     assert!(pace.choose(3, &mut prompts).is_empty());
-    pace.passed(3, 0, 1.0);
+    pace.passed(3, &[], 1.0);
     assert_eq!(pace.choose(3, &mut prompts)[0].tokens, 4, "a first, small piece");
-    pace.passed(3, 4, 1.5);
+    pace.passed(3, &[piece(Kind::Whole, 0, 4)], 1.5);
     assert_eq!(
         pace.choose(3, &mut prompts)[0].tokens,
         8,
@@ -192,4 +207,59 @@ fn answers_are_measured_alone_before_prompts_join_them_and_again_later() {
         .filter(|_| !pace.choose(3, &mut prompts).is_empty())
         .count();
     assert!((50..64).contains(&joined), "{joined}");
+}
+
+#[test]
+fn a_piece_deep_in_a_prompt_takes_no_longer_than_one_at_its_beginning() {
+    let mut pace = Pace::new(2.0);
+    let tokens = |pace: &mut Pace, position| pace.choose(0, &mut [prompt(position, 1000)])[0].tokens;
+    assert_eq!(tokens(&mut pace, 0), PIECE);
+    pace.passed(0, &[piece(Kind::Whole, 0, PIECE)], 1.28);
+    assert_eq!(tokens(&mut pace, 20_000), PIECE, "not known yet");
+    pace.passed(0, &[piece(Kind::Whole, 20_000, PIECE)], 5.12);
+    assert_eq!(tokens(&mut pace, 20_000), PIECE / 4);
+    assert_eq!(tokens(&mut pace, 0), PIECE);
+    pace.passed(0, &[piece(Kind::Whole, 60_000, 8)], 80.0);
+    assert_eq!(tokens(&mut pace, 60_000), 8, "never less");
+}
+
+#[test]
+fn pieces_of_different_cost_in_one_pass_tell_nothing() {
+    let mut costs = Costs::default();
+    costs.learn(&[piece(Kind::Own, 0, 10)], 1.0);
+    costs.learn(&[piece(Kind::Own, 30_000, 10)], 4.0);
+    costs.learn(&[piece(Kind::Own, 0, 10), piece(Kind::Own, 30_000, 10)], 100.0);
+    assert_eq!(costs.at(Kind::Own, 0), Some(0.1));
+    assert_eq!(costs.at(Kind::Own, 30_000), Some(0.4));
+    assert_eq!(costs.at(Kind::Whole, 0), None);
+    assert_eq!(costs.like(512, Kind::Own, 30_000), 128);
+    assert_eq!(costs.like(512, Kind::Whole, 30_000), 512, "not known");
+}
+
+#[test]
+fn a_short_prompt_goes_before_the_rest_of_a_long_one_and_alone() {
+    let shares = |prompts: &mut [Waiting]| {
+        let shares = Pace::new(2.0).choose(0, prompts);
+        let pair = |share: &Share| (share.prompt, share.tokens);
+        shares.iter().map(pair).collect::<Vec<_>>()
+    };
+    let (long, short) = (prompt(20_000, 10_000), prompt(0, 40));
+    assert_eq!(shares(&mut [long.clone(), short.clone()]), [(1, 40)]);
+    assert_eq!(
+        shares(&mut [long.clone(), short.clone(), short]),
+        [(1, 40), (2, 40)],
+        "what ends too may go along"
+    );
+    assert_eq!(shares(&mut [long, prompt(0, 400)]), [(1, PIECE)]);
+}
+
+#[test]
+fn one_disturbed_pass_of_answers_does_not_let_prompts_take_longer() {
+    let mut pace = known(2.0, 0.1);
+    let tokens = |pace: &mut Pace| pace.choose(4, &mut [prompt(0, 1000)])[0].tokens;
+    assert_eq!(tokens(&mut pace), 10);
+    pace.passed(4, &[], 5.0);
+    assert_eq!(tokens(&mut pace), 15, "an eighth of the rise");
+    pace.passed(4, &[], 1.0);
+    assert_eq!(tokens(&mut pace), 10, "all of the fall");
 }
