@@ -21,10 +21,11 @@ impl<B: Backend> Graph<B> {
         x: &[f32],
     ) -> Vec<f32> {
         let n_embd = self.config().n_embd;
-        let batches = tokens.chunks(BATCH).zip(x.chunks(BATCH * n_embd));
-        batches
-            .flat_map(|(tokens, x)| self.experts(layer, weights, tokens, x))
-            .collect()
+        let mut out = Vec::new();
+        for (tokens, x) in tokens.chunks(BATCH).zip(x.chunks(BATCH * n_embd)) {
+            out.append(&mut self.experts(layer, weights, tokens, x));
+        }
+        out
     }
 
     fn experts(&self, layer: usize, weights: &FeedForward, tokens: &[u32], x: &[f32]) -> Vec<f32> {

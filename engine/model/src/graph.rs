@@ -225,11 +225,8 @@ impl<B: Backend> ModelSlice for Graph<B> {
             self.info.check_hidden(hidden, needed)?;
         }
         let (config, ops) = (self.config(), self.backend.ops());
-        let streams: Vec<f32> = tokens
-            .iter()
-            .flat_map(|token| hidden.token(*token))
-            .copied()
-            .collect();
+        let of_tokens: Vec<&[f32]> = tokens.iter().map(|token| hidden.token(*token)).collect();
+        let streams = of_tokens.concat();
         let (mixing, width) = (self.mixing(&head.hyper), hidden.width());
         let mut mixes = self.hyper_raw(&head.hyper, &streams);
         let mut x = vec![0.0; tokens.len() * config.n_embd];

@@ -1,10 +1,13 @@
 //! What one task multiplies: a few rows of weights, and tokens.
 
+#[cfg(target_arch = "x86_64")]
+use std::ops::Range;
+
 use ds4_kernels::block::GROUP;
 use ds4_kernels::{Activations, Format, Matrix, Q8_BLOCK};
 
-/// Rows that a task takes at a time: the lanes of the widest register.
-pub(crate) const ROWS: usize = 16;
+/// Rows that a task takes at a time: the lanes of two of the widest registers, so that what is loaded of a token serves both.
+pub(crate) const ROWS: usize = 32;
 
 /// Receives the products of one token with the rows: `put(token, values)`; values beyond the rows that there are mean nothing.
 pub(crate) type Put<'a> = &'a mut dyn FnMut(usize, &[f32; ROWS]);
@@ -62,6 +65,17 @@ impl<'a> Rows<'a> {
         from: usize,
     ) -> [&'a [[u8; BYTES]]; N] {
         std::array::from_fn(|i| self.row(from + i).as_chunks().0)
+    }
+
+    /// The same blocks of each of these rows.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn part_of<const N: usize, const BYTES: usize>(
+        &self,
+        from: usize,
+        blocks: &Range<usize>,
+    ) -> [&'a [[u8; BYTES]]; N] {
+        self.blocks_of(from)
+            .map(|row: &[[u8; BYTES]]| &row[blocks.clone()])
     }
 }
 

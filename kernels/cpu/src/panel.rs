@@ -1,20 +1,25 @@
 //! Rows unpacked once for many tokens.
 
 use std::cell::RefCell;
+use std::ops::Range;
 
 use ds4_kernels::Format;
 
 use crate::operands::ROWS;
 
-/// One register of bytes: four consecutive values of each of 16 rows.
+/// Lanes of a register: half of the rows.
+pub(crate) const LANES: usize = ROWS / 2;
+
+/// Two registers: in each lane as much of a row as fits, four consecutive values as bytes.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 pub(crate) struct Line<T>(pub(crate) [T; ROWS]);
 
-/// 16 rows with rows as lanes. What a format has no use for stays empty.
+/// Some blocks of each row, with rows as lanes. What a format has no use for stays empty.
 pub(crate) struct Panel {
     pub(crate) format: Format,
-    pub(crate) blocks: usize,
+    /// The blocks of the rows that are here.
+    pub(crate) blocks: Range<usize>,
     /// `[cols / 4]`: weights as unsigned bytes, signed ones offset by 128.
     pub(crate) codes: Vec<Line<[u8; 4]>>,
     /// `[blocks]`: scales of weights and of minimums.
@@ -30,7 +35,7 @@ impl Panel {
     const fn new() -> Self {
         Self {
             format: Format::Q8_0,
-            blocks: 0,
+            blocks: 0..0,
             codes: Vec::new(),
             d: Vec::new(),
             dmin: Vec::new(),
@@ -39,16 +44,18 @@ impl Panel {
         }
     }
 
-    /// Makes room for rows of `cols` values; what was there is to be overwritten.
-    pub(crate) fn reset(&mut self, format: Format, cols: usize) {
+    /// Makes room for these blocks of the rows; what was there is to be overwritten.
+    pub(crate) fn reset(&mut self, format: Format, of_rows: Range<usize>) {
         let (minimums, steps) = match format {
             Format::Q2K => (true, false),
             Format::Q4K => (true, true),
             Format::Iq2Xxs => (false, true),
             _ => (false, false),
         };
-        let (blocks, groups) = (cols / format.block_len(), cols / 32);
-        (self.format, self.blocks) = (format, blocks);
+        let blocks = of_rows.len();
+        let cols = blocks * format.block_len();
+        let groups = cols / 32;
+        (self.format, self.blocks) = (format, of_rows);
         // Written in whole chunks of 64 values.
         self.codes.resize(cols.div_ceil(64) * 16, Line([[0; 4]; ROWS]));
         self.d.resize(blocks, Line([0.0; ROWS]));
@@ -61,10 +68,14 @@ impl Panel {
 }
 
 thread_local! {
-    static PANEL: RefCell<Panel> = const { RefCell::new(Panel::new()) };
+    static PANEL: RefCell<(Panel, Vec<[f32; ROWS]>)> = const { RefCell::new((Panel::new(), Vec::new())) };
 }
 
-/// Lends this thread's panel: its memory is kept from product to product.
-pub(crate) fn with_panel<R>(use_it: impl FnOnce(&mut Panel) -> R) -> R {
-    PANEL.with_borrow_mut(use_it)
+/// Lends this thread's panel, and sums of so many tokens with its rows: their memory is kept from product to product.
+pub(crate) fn with_panel<R>(tokens: usize, use_it: impl FnOnce(&mut Panel, &mut [[f32; ROWS]]) -> R) -> R {
+    PANEL.with_borrow_mut(|(panel, sums)| {
+        sums.clear();
+        sums.resize(tokens, [0.0; ROWS]);
+        use_it(panel, sums)
+    })
 }

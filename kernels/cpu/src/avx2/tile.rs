@@ -1,4 +1,4 @@
-//! 16 rows times four tokens: weights widened to 16 bits, sub-block scales taken, so that one pair of instructions serves every format and
+//! Half of the rows, 16, times four tokens: weights widened to 16 bits, sub-block scales taken, so that one pair of instructions serves every format and
 //! no sum can saturate.
 
 use std::arch::x86_64::{
@@ -13,12 +13,12 @@ use ds4_kernels::Format;
 use ds4_kernels::block::{Block, GROUP};
 
 use crate::operands::{Put, ROWS, Rows, Token};
-use crate::panel::Line;
+use crate::panel::{LANES, Line};
 
 /// Tokens of a tile: eight sums of eight lanes.
 const TOKENS: usize = 4;
 
-/// 16 rows with rows as lanes, two consecutive values of a row in a lane.
+/// Rows as lanes, two consecutive values of a row in a lane.
 #[derive(Default)]
 struct Wide {
     blocks: usize,
@@ -46,13 +46,16 @@ pub(super) fn product(rows: &Rows<'_>, tokens: &[Token<'_>], put: Put<'_>) {
         wide.unpack(rows);
         for (i, tokens) in tokens.chunks(TOKENS).enumerate() {
             wide.widen(tokens);
-            let out = match *tokens {
-                [a, b, c, d] => tile(wide, &[a, b, c, d]),
-                [a, b, c] => tile(wide, &[a, b, c]),
-                [a, b] => tile(wide, &[a, b]),
-                [a] => tile(wide, &[a]),
-                _ => unreachable!("chunks of one to four"),
-            };
+            let mut out = [[0.0; ROWS]; TOKENS];
+            for half in 0..2 {
+                match *tokens {
+                    [a, b, c, d] => tile(wide, half, &[a, b, c, d], &mut out),
+                    [a, b, c] => tile(wide, half, &[a, b, c], &mut out),
+                    [a, b] => tile(wide, half, &[a, b], &mut out),
+                    [a] => tile(wide, half, &[a], &mut out),
+                    _ => unreachable!("chunks of one to four"),
+                }
+            }
             for (j, values) in out[..tokens.len()].iter().enumerate() {
                 put(i * TOKENS + j, values);
             }
@@ -114,7 +117,7 @@ impl Wide {
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-fn tile<const T: usize>(wide: &Wide, tokens: &[Token<'_>; T]) -> [[f32; ROWS]; TOKENS] {
+fn tile<const T: usize>(wide: &Wide, half: usize, tokens: &[Token<'_>; T], out: &mut [[f32; ROWS]; TOKENS]) {
     let cols = 2 * wide.pairs * wide.blocks;
     tokens.iter().for_each(|token| token.check(cols, 2 * wide.pairs));
     let x: [&[i16]; T] = std::array::from_fn(|t| &wide.x[t * cols..(t + 1) * cols]);
@@ -124,10 +127,11 @@ fn tile<const T: usize>(wide: &Wide, tokens: &[Token<'_>; T]) -> [[f32; ROWS]; T
         let scales: [f32; T] = std::array::from_fn(|t| tokens[t].scales[block]);
         let dots = dot(
             &wide.weights[block * wide.pairs..(block + 1) * wide.pairs],
+            half,
             x,
             block * wide.pairs,
         );
-        let d = halves(&wide.d[block]);
+        let d = registers(&wide.d[block], half);
         for t in 0..T {
             for h in 0..2 {
                 let scale = _mm256_mul_ps(d[h], _mm256_set1_ps(scales[t]));
@@ -137,20 +141,20 @@ fn tile<const T: usize>(wide: &Wide, tokens: &[Token<'_>; T]) -> [[f32; ROWS]; T
         if wide.has_minimums {
             let minimums = dot(
                 &wide.minimums[block * GROUP / 2..(block + 1) * GROUP / 2],
+                half,
                 sums,
                 block * GROUP / 2,
             );
-            subtract(halves(&wide.dmin[block]), &minimums, scales, &mut totals);
+            subtract(registers(&wide.dmin[block], half), &minimums, scales, &mut totals);
         }
     }
-    let mut out = [[0.0; ROWS]; TOKENS];
     for (out, totals) in out.iter_mut().zip(totals) {
+        let out = &mut out[half * LANES..][..LANES];
         for (out, total) in out.as_chunks_mut::<8>().0.iter_mut().zip(totals) {
             // SAFETY: the array has room for eight values.
             unsafe { _mm256_storeu_ps(out.as_mut_ptr(), total) };
         }
     }
-    out
 }
 
 /// The part of the minimums, where there are some: `Block::accumulate` leaves the sum alone where their scale is zero.
@@ -175,14 +179,19 @@ fn subtract<const T: usize>(
 /// Lines times the pairs of `x` from `first` on.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn dot<const T: usize>(lines: &[Line<[i16; 2]>], x: [&[i16]; T], first: usize) -> [[__m256i; 2]; T] {
+fn dot<const T: usize>(
+    lines: &[Line<[i16; 2]>],
+    half: usize,
+    x: [&[i16]; T],
+    first: usize,
+) -> [[__m256i; 2]; T] {
     x.iter()
         .for_each(|x| assert!(2 * (first + lines.len()) <= x.len()));
     let mut dots = [[_mm256_setzero_si256(); 2]; T];
     for (i, line) in lines.iter().enumerate() {
-        // SAFETY: a line is 64 bytes, aligned to 64.
+        // SAFETY: half a line is 64 bytes, aligned to 64.
         let weights = unsafe {
-            let start = line.0.as_ptr().cast::<__m256i>();
+            let start = line.0[half * LANES..][..LANES].as_ptr().cast::<__m256i>();
             [_mm256_load_si256(start), _mm256_load_si256(start.add(1))]
         };
         for t in 0..T {
@@ -199,12 +208,13 @@ fn dot<const T: usize>(lines: &[Line<[i16; 2]>], x: [&[i16]; T], first: usize) -
 
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn halves(line: &Line<f32>) -> [__m256; 2] {
-    // SAFETY: a line is 16 values, aligned to 64 bytes.
+fn registers(line: &Line<f32>, half: usize) -> [__m256; 2] {
+    let values = &line.0[half * LANES..][..LANES];
+    // SAFETY: half a line is 16 values, aligned to 64 bytes.
     unsafe {
         [
-            _mm256_load_ps(line.0.as_ptr()),
-            _mm256_load_ps(line.0.as_ptr().add(8)),
+            _mm256_load_ps(values.as_ptr()),
+            _mm256_load_ps(values.as_ptr().add(8)),
         ]
     }
 }

@@ -2,14 +2,14 @@
 
 use std::arch::x86_64::{
     __m128i, __m256i, __m512i, __mmask64, _mm_loadu_si128, _mm256_and_si256, _mm256_broadcastsi128_si256,
-    _mm256_loadu_si256, _mm256_set1_epi8, _mm256_setzero_si256, _mm256_shuffle_epi8, _mm256_srlv_epi16,
-    _mm256_storeu_si256, _mm512_add_epi8, _mm512_add_epi64, _mm512_and_si512, _mm512_broadcast_i32x4,
-    _mm512_castsi256_si512, _mm512_castsi512_si256, _mm512_gf2p8affine_epi64_epi8, _mm512_i64gather_epi64,
-    _mm512_inserti64x4, _mm512_loadu_si512, _mm512_mask_add_epi8, _mm512_mask_sub_epi8,
-    _mm512_maskz_mov_epi8, _mm512_maskz_permutexvar_epi8, _mm512_maskz_shuffle_epi8,
-    _mm512_multishift_epi64_epi8, _mm512_or_si512, _mm512_permutexvar_epi8, _mm512_permutexvar_epi32,
-    _mm512_set1_epi8, _mm512_set1_epi64, _mm512_setzero_si512, _mm512_shuffle_epi8, _mm512_srli_epi64,
-    _mm512_srlv_epi16, _mm512_test_epi8_mask, _mm512_xor_si512,
+    _mm256_loadu_si256, _mm256_set1_epi8, _mm256_shuffle_epi8, _mm256_srlv_epi16, _mm256_storeu_si256,
+    _mm512_add_epi8, _mm512_add_epi64, _mm512_and_si512, _mm512_broadcast_i32x4, _mm512_castsi256_si512,
+    _mm512_castsi512_si256, _mm512_gf2p8affine_epi64_epi8, _mm512_i64gather_epi64, _mm512_inserti64x4,
+    _mm512_loadu_si512, _mm512_mask_add_epi8, _mm512_mask_sub_epi8, _mm512_maskz_mov_epi8,
+    _mm512_maskz_permutexvar_epi8, _mm512_maskz_shuffle_epi8, _mm512_multishift_epi64_epi8, _mm512_or_si512,
+    _mm512_permutexvar_epi8, _mm512_permutexvar_epi32, _mm512_set1_epi8, _mm512_set1_epi64,
+    _mm512_setzero_si512, _mm512_shuffle_epi8, _mm512_srli_epi64, _mm512_srlv_epi16, _mm512_test_epi8_mask,
+    _mm512_xor_si512,
 };
 
 use ds4_kernels::E2M1_DOUBLED;
@@ -65,17 +65,6 @@ pub(super) fn load64(codes: &[i8], at: usize) -> __m512i {
 #[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
 fn join(low: __m256i, high: __m256i) -> __m512i {
     _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high)
-}
-
-/// Two `Q8_0` blocks (or the last one alone), offset to unsigned.
-#[inline]
-#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
-pub(super) fn q8_0(blocks: &[[u8; 34]], chunk: usize) -> __m512i {
-    let low = load32(&blocks[2 * chunk], 2);
-    let high = blocks
-        .get(2 * chunk + 1)
-        .map_or(_mm256_setzero_si256(), |block| load32(block, 2));
-    _mm512_xor_si512(join(low, high), _mm512_set1_epi8(i8::MIN))
 }
 
 /// Two `MXFP4` blocks (or the last one alone), offset to unsigned.

@@ -9,27 +9,28 @@ use std::arch::x86_64::{
 };
 use std::array::from_fn;
 
+/// Within each quarter of 128 bits: dword `j` of register `i` becomes dword `i` of register `j`.
+#[inline]
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
+pub(super) fn transpose_quarters([a, b, c, d]: [__m512i; 4]) -> [__m512i; 4] {
+    let (ab, cd) = (_mm512_unpacklo_epi32(a, b), _mm512_unpacklo_epi32(c, d));
+    let (ab_high, cd_high) = (_mm512_unpackhi_epi32(a, b), _mm512_unpackhi_epi32(c, d));
+    [
+        _mm512_unpacklo_epi64(ab, cd),
+        _mm512_unpackhi_epi64(ab, cd),
+        _mm512_unpacklo_epi64(ab_high, cd_high),
+        _mm512_unpackhi_epi64(ab_high, cd_high),
+    ]
+}
+
 /// Dword `j` of register `i` becomes dword `i` of register `j`.
 #[inline]
 #[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
 pub(super) fn transpose(rows: [__m512i; 16]) -> [__m512i; 16] {
-    // Within each quarter of 128 bits: 4 x 4 dwords of 4 registers.
-    let dwords: [__m512i; 16] = from_fn(|i| {
-        let (a, b) = (rows[i / 2 * 2], rows[i / 2 * 2 + 1]);
-        if i % 2 == 0 {
-            _mm512_unpacklo_epi32(a, b)
-        } else {
-            _mm512_unpackhi_epi32(a, b)
-        }
-    });
-    let fours: [__m512i; 16] = from_fn(|i| {
-        let (a, b) = (dwords[i / 4 * 4 + i % 4 / 2], dwords[i / 4 * 4 + i % 4 / 2 + 2]);
-        if i % 2 == 0 {
-            _mm512_unpacklo_epi64(a, b)
-        } else {
-            _mm512_unpackhi_epi64(a, b)
-        }
-    });
+    let mut fours = rows;
+    for four in fours.as_chunks_mut::<4>().0 {
+        *four = transpose_quarters(*four);
+    }
     // `fours[4 q + j]`: dwords j, 4 + j, 8 + j, 12 + j of rows 4 q to 4 q + 3. Now quarters move between registers.
     let halves: [__m512i; 16] = from_fn(|i| {
         let (q, j) = (i / 8 * 8, i % 4);

@@ -2,6 +2,7 @@
 //!
 //! Every function here is reached through [`KERNELS`], which is handed out only where the features were detected.
 
+mod ahead;
 mod chunk;
 mod fold;
 mod panel;
@@ -10,9 +11,14 @@ mod quantize;
 mod tile;
 mod vector;
 
+use self::ahead::Ahead;
 use crate::kernels::Kernels;
 use crate::operands::{Put, Rows, Token};
 use crate::panel::with_panel;
+
+/// Values of each row that are unpacked at a time for a single tile, which then finds all 16 KiB of them in the nearest cache. For more tiles
+/// whole rows are: they come from the second cache as a stream, and to begin a tile costs more than that.
+const SLICE: usize = 512;
 
 /// Only for machines where the features of this module were detected.
 pub(crate) const KERNELS: Kernels = Kernels {
@@ -30,20 +36,22 @@ fn product(rows: &Rows<'_>, tokens: &[Token<'_>], put: Put<'_>) {
     if tokens.len() <= vector::MOST {
         return vector::product(rows, tokens, put);
     }
-    with_panel(|panel| {
-        panel::unpack(rows, panel);
-        for (i, tokens) in tokens.chunks(tile::TOKENS).enumerate() {
-            let ahead = if i == 0 {
-                tile::Ahead::of(rows)
-            } else {
-                tile::Ahead::nothing()
-            };
-            for (j, values) in tile::product(panel, tokens, ahead)[..tokens.len()]
-                .iter()
-                .enumerate()
-            {
-                put(i * tile::TOKENS + j, values);
+    let blocks = rows.blocks();
+    let slice = if tokens.len() > tile::TOKENS {
+        blocks
+    } else {
+        SLICE / rows.format().block_len()
+    };
+    with_panel(tokens.len(), |panel, sums| {
+        let mut ahead = Ahead::of(rows);
+        for first in (0..blocks).step_by(slice.max(1)) {
+            panel::unpack(rows, first..blocks.min(first + slice), panel, &mut ahead);
+            let mut tiles = tokens.chunks(tile::TOKENS).zip(sums.chunks_mut(tile::TOKENS));
+            if let Some((tokens, sums)) = tiles.next() {
+                tile::add(panel, tokens, &mut ahead, sums);
             }
+            tiles.for_each(|(tokens, sums)| tile::add(panel, tokens, &mut Ahead::nothing(), sums));
         }
+        sums.iter().enumerate().for_each(|(i, values)| put(i, values));
     });
 }
