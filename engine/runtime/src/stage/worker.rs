@@ -14,7 +14,7 @@ use tonic::Status;
 use tracing::Span;
 
 use super::onward::Onward;
-use super::refusal::refused;
+use super::refusal::{refused, uncomputed};
 use super::session::{Sessions, Terms};
 use crate::chunk::Chunk;
 use crate::compute::Compute;
@@ -191,7 +191,7 @@ impl Worker {
         };
         let done = self.shared.compute.run(work).await;
         let done = done.map_err(|error| Status::internal(error.to_string()))?;
-        let (chunk, kv, elapsed) = done.map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let (chunk, kv, elapsed) = done.map_err(|error| uncomputed(&error))?;
         self.elapsed += elapsed;
         Ok((chunk, kv))
     }
