@@ -9,7 +9,7 @@ use crate::progress::step;
 use crate::{python, repository};
 
 /// nvcc 13.0 and what it calls. 13.0 goes with drivers from 580 on.
-const WHEELS: [&str; 5] = [
+pub const WHEELS: [&str; 5] = [
     "nvidia-cuda-nvcc==13.0.88",
     "nvidia-nvvm==13.0.88",
     "nvidia-cuda-crt==13.0.88",
@@ -22,17 +22,32 @@ const ARCHITECTURES: [&str; 6] = ["80", "89", "90a", "100", "120", "121"];
 /// Others compile this when they load it.
 const PTX: &str = "80";
 
-/// Builds `.cache/cuda/ds4.fatbin` and checks it: names, parameters, registers, and the table in the docs, which `write` renews.
+/// Builds `.cache/cuda/ds4.fatbin`, and checks it: names, parameters, registers, and the table in the docs, which `write` renews.
 ///
 /// # Errors
 /// When nvcc cannot be installed, does not compile, or warns, and when a check fails.
 pub fn run(write: bool) -> Result<()> {
+    let image = build()?;
+    check(write)?;
+    eprintln!("{0}: embed it with DS4_FATBIN={0} cargo build", image.display());
+    Ok(())
+}
+
+/// Builds `.cache/cuda/ds4.fatbin` and returns its path.
+///
+/// # Errors
+/// When nvcc cannot be installed, does not compile, or warns.
+pub fn build() -> Result<PathBuf> {
     let folder = repository::cache().join("cuda");
     std::fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
     let (toolkit, image) = (toolkit()?, folder.join("ds4.fatbin"));
     step("the kernels for devices (about a minute)", || {
         compile(&toolkit, &image)
     })?;
+    Ok(image)
+}
+
+fn check(write: bool) -> Result<()> {
     let mut test = Command::new(env!("CARGO"));
     test.args([
         "test",
@@ -48,7 +63,6 @@ pub fn run(write: bool) -> Result<()> {
     }
     let status = test.status().context("starting cargo")?;
     ensure!(status.success(), "the device code failed its checks");
-    eprintln!("{0}: embed it with DS4_FATBIN={0} cargo build", image.display());
     Ok(())
 }
 
@@ -74,7 +88,10 @@ pub fn roofline(check: bool) -> Result<()> {
 }
 
 /// The folder with `bin/nvcc`: `CUDA_HOME` when it is set, else the wheels.
-fn toolkit() -> Result<PathBuf> {
+///
+/// # Errors
+/// When the wheels cannot be installed.
+pub fn toolkit() -> Result<PathBuf> {
     if let Some(home) = std::env::var_os("CUDA_HOME") {
         return Ok(PathBuf::from(home));
     }

@@ -106,6 +106,9 @@ enum Xtask {
         /// Renews the table in docs/gpu.
         #[arg(long)]
         write: bool,
+        /// Leaves the checks out: they take the compilers of the emulated device.
+        #[arg(long, conflicts_with = "write")]
+        unchecked: bool,
     },
     /// Writes docs/gpu/roofline.md: what bandwidth and arithmetic of a GPU allow, kernel by kernel.
     Roofline {
@@ -229,7 +232,8 @@ fn run(command: Xtask) -> Result<()> {
         Xtask::Journey {
             all, only, cluster, ..
         } => journey::run(&journey::Choice { all, only, cluster }),
-        Xtask::Fatbin { write } => fatbin::run(write),
+        Xtask::Fatbin { unchecked: true, .. } => fatbin::build().map(drop),
+        Xtask::Fatbin { write, .. } => fatbin::run(write),
         Xtask::Darwin => darwin::run(),
         Xtask::Sdk => sdk::run(),
         Xtask::Page => page::run(),

@@ -6,7 +6,7 @@ use ds4_gguf::{Gguf, LayerSpan, ModelConfig, Weights as Mapped};
 use ds4_kernels::ops::rope::Rope;
 use ds4_kernels_cuda::matrix::Weights;
 use ds4_kernels_cuda::{Arena, CudaError, Device, embedding, hyper, norm};
-use ds4_model::{Hidden, KvLayout, ModelError, ModelSlice, Numerics, Part, SliceInfo, ropes};
+use ds4_model::{Hidden, KvLayout, ModelError, ModelSlice, Numerics, Part, SliceInfo, ropes, stop};
 
 use crate::input::Input;
 use crate::load::{Head, Layer, Loader, failed};
@@ -14,6 +14,9 @@ use crate::pass::{Pass, mixing};
 
 /// Tokens that go through all layers together: bounds the scratch memory. Any number gives the same bits.
 const PASS: usize = 512;
+
+/// A pass of fewer tokens is over before it could be told to end.
+const BRIEF: usize = 64;
 
 /// A loaded run of layers on a CUDA device. Calls take turns: the device computes one pass at a time.
 #[derive(Debug)]
@@ -117,25 +120,33 @@ impl CudaSlice {
         if streams.is_empty() {
             return Ok(());
         }
-        self.turn(|arena| {
+        let done = self.turn(|arena| {
             let device = &*self.device;
             let mut pass = Pass::new(device, arena, &self.info.config, &self.ropes, parts)?;
             let on_device = arena.upload(device, streams)?;
             for (index, number) in span.layers().enumerate() {
+                if stop::requested() {
+                    return Ok(false);
+                }
                 pass.layer(
                     number,
                     index,
                     &self.layers[number - self.info.span.first],
                     on_device,
                 )?;
+                // Or all layers were submitted before anybody could leave.
+                if pass.tokens() > BRIEF {
+                    device.settle()?;
+                }
             }
             // The streams are read before the KV is extended: nothing is changed when a kernel failed.
             let mut computed = vec![0.0; streams.len()];
             device.read(on_device, &mut computed)?;
             pass.finish(parts)?;
             streams.copy_from_slice(&computed);
-            Ok(())
-        })
+            Ok(true)
+        })?;
+        if done { Ok(()) } else { Err(ModelError::Stopped) }
     }
 }
 

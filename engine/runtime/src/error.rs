@@ -176,6 +176,9 @@ pub enum EngineError {
     /// The process ends.
     #[error("the server is shutting down")]
     ShuttingDown,
+    /// The device is beyond repair, and the process ends.
+    #[error("the device failed, and the server restarts: {0}")]
+    Broken(String),
     /// More tokens than the context holds.
     #[error("context: expected at most {most} tokens, found {prompt} in the prompt and {wanted} to generate")]
     Context {
@@ -198,4 +201,15 @@ pub enum EngineError {
     /// A task ended unexpectedly.
     #[error("internal: {0}")]
     Internal(String),
+}
+
+/// Why a stage ended though nobody asked it to.
+#[derive(Debug, Error)]
+pub enum StageError {
+    /// The connections failed.
+    #[error(transparent)]
+    Transport(#[from] tonic::transport::Error),
+    /// The device is beyond repair; a new process is needed.
+    #[error("the device failed: {0}")]
+    Broken(String),
 }

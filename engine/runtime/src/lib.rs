@@ -21,11 +21,12 @@ mod shards;
 mod sim;
 mod stage;
 mod store;
+mod watched;
 
 pub use describe::{Identity, Incompatible};
 pub use engine::{Adaptive, Choice, Demand, Flow, Priority, Reason, Way};
 pub use engine::{Engine, EngineOptions, EngineStatus, LogitsReport, OnFailure, Policy};
-pub use error::{EngineError, RouteError};
+pub use error::{EngineError, RouteError, StageError};
 pub use generate::{Decision, Event, FinishReason, Finished, Generate, Generation, Handed, Timings};
 pub use net::{Dialer, Tls, TlsError};
 pub use route::{HandoffReport, Route, RouteOptions, RouteState};

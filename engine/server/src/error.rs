@@ -189,7 +189,7 @@ impl From<&EngineError> for ApiError {
             EngineError::Budget { .. } => {
                 Self::invalid("max_tokens", message).coded("context_length_exceeded")
             }
-            EngineError::ShuttingDown => Self {
+            EngineError::ShuttingDown | EngineError::Broken(_) => Self {
                 retry_after: Some(1),
                 ..Self::new(StatusCode::SERVICE_UNAVAILABLE, message)
             },

@@ -31,6 +31,9 @@ pub(crate) async fn readyz(State(app): State<Arc<App>>) -> Response {
 /// Ready once the route was complete; a later loss degrades where requests are recomputed, and unreadies where they would fail.
 fn readiness(status: &EngineStatus, on_failure: OnFailure) -> (StatusCode, String) {
     let unready = |reason: &str| (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {reason}\n"));
+    if let Some(reason) = &status.broken {
+        return unready(&format!("the device failed, and the server restarts: {reason}"));
+    }
     if status.shutting_down {
         return unready("shutting down");
     }
@@ -95,6 +98,7 @@ mod tests {
             requests: 0,
             cached_sessions: 0,
             shutting_down: false,
+            broken: None,
         };
         let code =
             |route: &RouteState, was, on_failure| readiness(&status(route, was), on_failure).0.as_u16();
@@ -110,5 +114,12 @@ mod tests {
             readiness(&status(&incomplete, true), OnFailure::RecomputeLocally).1,
             "degraded: stage a: gone\n"
         );
+        let broken = EngineStatus {
+            broken: Some("GPU: attend: lost".into()),
+            ..status(&RouteState::None, false)
+        };
+        let (code, text) = readiness(&broken, OnFailure::RecomputeLocally);
+        assert_eq!(code, StatusCode::SERVICE_UNAVAILABLE);
+        assert!(text.contains("GPU: attend: lost"), "{text}");
     }
 }

@@ -1,10 +1,10 @@
 //! One GPU: finding it, its memory, copies to and from it.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::sys::{CUdevice_attribute_enum as Attribute, CUresult};
-use cudarc::driver::{CudaContext, CudaStream, DevicePtr, result, sys};
+use cudarc::driver::{CudaContext, CudaEvent, CudaStream, DevicePtr, result, sys};
 use cudarc::nvrtc::Ptx;
 
 use crate::launch::Functions;
@@ -70,6 +70,8 @@ pub struct Device {
     stream: Arc<CudaStream>,
     pub(crate) functions: Functions,
     facts: Facts,
+    /// Where the last [`Device::settle`] stood.
+    settled: Mutex<Option<CudaEvent>>,
 }
 
 impl Device {
@@ -100,6 +102,7 @@ impl Device {
             stream,
             functions,
             facts,
+            settled: Mutex::default(),
         })
     }
 
@@ -231,6 +234,23 @@ impl Device {
         self.stream
             .synchronize()
             .map_err(CudaError::of("cuStreamSynchronize"))
+    }
+
+    /// Waits until the work submitted before the last call of this is done. What came since keeps the device busy meanwhile, so who submits in pieces and
+    /// settles after each stays two of them ahead, no more, and loses no time.
+    ///
+    /// # Errors
+    /// When a kernel failed.
+    pub fn settle(&self) -> Result<(), CudaError> {
+        let here = self
+            .stream
+            .record_event(None)
+            .map_err(CudaError::of("cuEventRecord"))?;
+        let mut settled = self.settled.lock().unwrap_or_else(PoisonError::into_inner);
+        match settled.replace(here) {
+            Some(before) => before.synchronize().map_err(CudaError::of("cuEventSynchronize")),
+            None => Ok(()),
+        }
     }
 
     /// How long the device takes for what `work` submits, by its own clock.

@@ -1,6 +1,7 @@
 // The calls of the CUDA driver that cudarc makes, on the CPU. Everything is done when a call returns, so streams and events need no work of their own.
 //
 // A failed launch is sticky as on a device: every later call of the context answers with it until `ds4EmulatorReset`.
+#include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -34,7 +35,10 @@ std::string reason;      // of the last failure
 std::string last_error;  // keeps what cuGetErrorString hands out
 
 std::string spoiled;  // the kernel whose results are made wrong; empty: none
-std::string failing;  // the kernel whose next launch fails as a fault of the device does; empty: none
+std::string failing;  // the kernel of which a launch fails as a fault of the device does; empty: none
+size_t before_failure;  // launches of it that go well before
+std::string raising;  // the kernel whose next launch sets the flag; empty: none
+std::atomic<bool>* raised;
 std::map<std::string, std::set<uint64_t>> orders;  // of every kernel that ran
 
 struct Function {
@@ -62,7 +66,11 @@ Result submit(std::function<Result()> step) {
 }
 
 Result run(const simt::Entry* entry, dim3 grid, dim3 block, unsigned shared, void** arguments) {
-    if (entry->name == failing) {
+    if (entry->name == raising) {
+        raising.clear();
+        raised->store(true);
+    }
+    if (entry->name == failing && before_failure-- == 0) {
         failing.clear();
         reason = entry->name + ": a fault that was asked for";
         return sticky = LAUNCH_FAILED;
@@ -102,8 +110,18 @@ extern "C" __attribute__((visibility("default"))) void ds4EmulatorReset() { CALL
 extern "C" __attribute__((visibility("default"))) void ds4EmulatorMemory(size_t bytes) { CALL; simt::set_capacity(bytes); }
 // From now on the first byte that this kernel changes is wrong by one bit after every launch; an empty name ends it.
 extern "C" __attribute__((visibility("default"))) void ds4EmulatorSpoil(const char* kernel) { CALL; spoiled = kernel; }
-// The next launch of this kernel fails.
-extern "C" __attribute__((visibility("default"))) void ds4EmulatorFail(const char* kernel) { CALL; failing = kernel; }
+// The launch of this kernel after so many others fails.
+extern "C" __attribute__((visibility("default"))) void ds4EmulatorFail(const char* kernel, size_t launches) {
+    CALL;
+    failing = kernel;
+    before_failure = launches;
+}
+// The next launch of this kernel sets the flag.
+extern "C" __attribute__((visibility("default"))) void ds4EmulatorRaise(const char* kernel, std::atomic<bool>* flag) {
+    CALL;
+    raising = kernel;
+    raised = flag;
+}
 // In how many orders of threads a kernel has run.
 extern "C" __attribute__((visibility("default"))) size_t ds4EmulatorOrders(const char* kernel) {
     CALL;
@@ -119,7 +137,16 @@ extern "C" __attribute__((visibility("default"))) int ds4EmulatorParameters(cons
 }
 
 // ---- device and context ----
-API cuInit(unsigned) { return SUCCESS; }
+// What a program that finds this library as its driver cannot ask for by calls.
+API cuInit(unsigned) {
+    if (const char* bytes = std::getenv("DS4_EMU_MEMORY")) ds4EmulatorMemory(std::strtoull(bytes, nullptr, 10));
+    if (const char* fault = std::getenv("DS4_EMU_FAIL")) {
+        const std::string text = fault;
+        const size_t colon = text.find(':');
+        ds4EmulatorFail(text.substr(0, colon).c_str(), std::strtoull(text.c_str() + colon + 1, nullptr, 10));
+    }
+    return SUCCESS;
+}
 API cuDriverGetVersion(int* version) { *version = 13000; return SUCCESS; }
 API cuDeviceGetCount(int* count) { *count = 1; return SUCCESS; }
 API cuDeviceGet(int* device, int ordinal) {

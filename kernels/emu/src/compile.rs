@@ -21,7 +21,9 @@ impl Options<'_> {
     /// Compiles `kernels` (a `.cu` file) with the emulator, its sources or its [`objects`](Self::objects), into the library `out`.
     pub fn library(&self, kernels: &Path, emulator: &[PathBuf], out: &Path) -> Result<(), String> {
         let mut command = self.compiler()?;
-        command.args(["-shared", "-Wl,-soname,libcuda.so", "-x", "c++"]);
+        // Needs the C library alone, as the real one does: a container that it is mounted into may have no C++.
+        command.args(["-shared", "-static-libstdc++", "-static-libgcc"]);
+        command.args(["-Wl,-soname,libcuda.so", "-x", "c++"]);
         command.arg(kernels);
         if emulator
             .iter()

@@ -13,12 +13,19 @@ pub mod metal;
 pub mod msl;
 
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
 
 use libloading::Library;
 
 /// Names another library than the one compiled with this crate: how tests run kernels with planted faults.
 pub const LIBRARY_VARIABLE: &str = "DS4_EMU_LIBRARY";
+
+/// `KERNEL:N`: the launch of that kernel after N others fails, as [`Emulator::fail_after`] has it; for programs that find the library as their driver.
+pub const FAIL_VARIABLE: &str = "DS4_EMU_FAIL";
+
+/// Bytes of memory that the device has, for such programs.
+pub const MEMORY_VARIABLE: &str = "DS4_EMU_MEMORY";
 
 /// Why there is no emulator.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -96,8 +103,29 @@ impl Emulator {
 
     /// The next launch of this kernel fails as a fault of the device does: with an error that every later call answers too.
     pub fn fail(&self, kernel: &str) {
+        self.fail_after(kernel, 0);
+    }
+
+    /// As [`Emulator::fail`], once so many launches of the kernel went well.
+    pub fn fail_after(&self, kernel: &str, launches: usize) {
+        type Call = unsafe extern "C" fn(*const std::ffi::c_char, usize);
         let name = std::ffi::CString::new(kernel).unwrap_or_default();
-        self.control(b"ds4EmulatorFail", name.as_ptr());
+        // SAFETY: the symbol is ours and has this type.
+        if let Ok(call) = unsafe { self.library.get::<Call>(b"ds4EmulatorFail") } {
+            // SAFETY: the name ends with zero and is copied.
+            unsafe { call(name.as_ptr(), launches) }
+        }
+    }
+
+    /// The next launch of this kernel sets `flag`: what happens elsewhere while the device works.
+    pub fn raise(&self, kernel: &str, flag: &Arc<AtomicBool>) {
+        type Call = unsafe extern "C" fn(*const std::ffi::c_char, *const AtomicBool);
+        let name = std::ffi::CString::new(kernel).unwrap_or_default();
+        // SAFETY: the symbol is ours and has this type.
+        if let Ok(call) = unsafe { self.library.get::<Call>(b"ds4EmulatorRaise") } {
+            // SAFETY: the name ends with zero and is copied; the flag is never freed, since its count stays raised.
+            unsafe { call(name.as_ptr(), Arc::into_raw(Arc::clone(flag))) }
+        }
     }
 
     /// In how many orders of threads a kernel has run in this process.

@@ -37,6 +37,8 @@ struct State {
     next: u32,
     memories: BTreeMap<u32, Held>,
     queue: Vec<Queued>,
+    /// Of the queue, what was submitted before the last submission, and with it.
+    submitted: (usize, usize),
     /// Released, but perhaps used by what is queued.
     released: Vec<u32>,
     failed: Option<String>,
@@ -194,13 +196,21 @@ impl Emulated {
             .into_owned())
     }
 
-    fn finish(&self, state: &mut State) {
-        for queued in std::mem::take(&mut state.queue) {
+    /// Does the first `count` of what is queued.
+    fn work(&self, state: &mut State, count: usize) {
+        for queued in state.queue.drain(..count) {
             // As on a device, everything after a failure fails too.
             if state.failed.is_none() {
                 state.failed = self.run(&queued).err();
             }
         }
+        let left = |mark: usize| mark.saturating_sub(count);
+        state.submitted = (left(state.submitted.0), left(state.submitted.1));
+    }
+
+    fn finish(&self, state: &mut State) {
+        let all = state.queue.len();
+        self.work(state, all);
         for number in std::mem::take(&mut state.released) {
             self.forget(state, number);
         }
@@ -327,20 +337,33 @@ impl Driver for Emulated {
     }
 
     fn submit(&self) -> Result<(), MetalError> {
+        let mut state = self.state();
+        state.submitted = (state.submitted.1, state.queue.len());
         Ok(())
+    }
+
+    fn settle(&self) -> Result<(), MetalError> {
+        let mut state = self.state();
+        let before = state.submitted.0;
+        self.work(&mut state, before);
+        state.sound()
     }
 
     fn wait(&self) -> Result<(), MetalError> {
         let mut state = self.state();
         self.finish(&mut state);
-        match &state.failed {
-            None => Ok(()),
-            Some(why) => Err(MetalError::Failed(why.clone())),
-        }
+        state.sound()
     }
 }
 
 impl State {
+    fn sound(&self) -> Result<(), MetalError> {
+        match &self.failed {
+            None => Ok(()),
+            Some(why) => Err(MetalError::Failed(why.clone())),
+        }
+    }
+
     fn hold(&mut self, host: NonNull<u8>, bytes: usize, adopted: bool) -> Memory {
         let number = self.next;
         self.next += 1;

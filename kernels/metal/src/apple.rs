@@ -239,10 +239,17 @@ impl State {
         self.sent.push(open.commands);
     }
 
-    /// Waits for everything; the first failure stays.
-    fn finish(&mut self) {
-        self.submit();
-        for commands in std::mem::take(&mut self.sent) {
+    fn sound(&self) -> Result<(), MetalError> {
+        match &self.failed {
+            None => Ok(()),
+            Some(why) => Err(MetalError::Failed(why.clone())),
+        }
+    }
+
+    /// Waits for all that was sent but the last `but`; the first failure stays.
+    fn settle(&mut self, but: usize) {
+        let done = self.sent.len().saturating_sub(but);
+        for commands in self.sent.drain(..done) {
             commands.waitUntilCompleted();
             if commands.status() == MTLCommandBufferStatus::Error && self.failed.is_none() {
                 let why = commands.error().map(|error| text(&error));
@@ -250,6 +257,12 @@ impl State {
                     Some(why.unwrap_or_else(|| "a command buffer failed and does not say why".into()));
             }
         }
+    }
+
+    /// Waits for everything.
+    fn finish(&mut self) {
+        self.submit();
+        self.settle(0);
         for buffer in std::mem::take(&mut self.released) {
             self.resident.removeAllocation(ProtocolObject::from_ref(&*buffer));
             self.changed = true;
@@ -331,13 +344,16 @@ impl Driver for Apple {
         Ok(())
     }
 
+    fn settle(&self) -> Result<(), MetalError> {
+        let mut state = self.state();
+        autoreleasepool(|_| state.settle(1));
+        state.sound()
+    }
+
     fn wait(&self) -> Result<(), MetalError> {
         let mut state = self.state();
         autoreleasepool(|_| state.finish());
-        match &state.failed {
-            None => Ok(()),
-            Some(why) => Err(MetalError::Failed(why.clone())),
-        }
+        state.sound()
     }
 }
 

@@ -151,6 +151,15 @@ impl Device {
         self.driver.submit()
     }
 
+    /// Waits until everything that was submitted before the last [`Device::submit`] is done, which keeps the device busy meanwhile: who submits in pieces and
+    /// settles after each stays two of them ahead, no more, and loses no time.
+    ///
+    /// # Errors
+    /// When a kernel failed.
+    pub fn settle(&self) -> Result<(), MetalError> {
+        self.driver.settle()
+    }
+
     /// Waits for everything that was launched; errors of kernels show here.
     ///
     /// # Errors

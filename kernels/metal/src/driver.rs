@@ -137,6 +137,12 @@ pub trait Driver: fmt::Debug + Send + Sync {
     /// When the device does not take it.
     fn submit(&self) -> Result<(), MetalError>;
 
+    /// Waits until everything that was submitted before the last [`Driver::submit`] is done.
+    ///
+    /// # Errors
+    /// When a kernel failed; the device is then of no more use.
+    fn settle(&self) -> Result<(), MetalError>;
+
     /// Waits until everything that was launched is done.
     ///
     /// # Errors

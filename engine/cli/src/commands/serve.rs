@@ -1,18 +1,23 @@
 //! `ds4 serve`.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use ds4_gguf::LayerSpan;
 use ds4_runtime::{Engine, EngineOptions, SessionStore};
 use ds4_server::{App, AppOptions, Limits, Loaded, read_keys};
 use ds4_tokenizer::{Special, Tokenizer};
 use tokio::net::TcpListener;
+use tokio::sync::Notify;
 
 use super::options;
 use crate::args::ServeArguments;
 use crate::load::{self, Model};
 use crate::telemetry;
+
+/// Requests that run when the device breaks fail at once; a client that does not read its error may not keep the process.
+const LAST_WORDS: Duration = Duration::from_secs(10);
 
 pub(crate) async fn run(arguments: ServeArguments) -> Result<()> {
     let _telemetry = telemetry::start(&arguments.telemetry, "output", &arguments.layers)?;
@@ -44,18 +49,32 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<()> {
         .with_context(|| format!("--listen {}", arguments.listen))?;
     println!("listening on {}", listener.local_addr()?);
     // Health checks are answered while the model loads.
-    let server = tokio::spawn(ds4_server::serve(
+    let broke = Arc::new(Notify::new());
+    let mut server = tokio::spawn(ds4_server::serve(
         listener,
         Arc::clone(&app),
-        stopped(Arc::clone(&app)),
+        stopped(Arc::clone(&app), Arc::clone(&broke)),
     ));
     let loading = Arc::clone(&app);
     let loaded = tokio::task::spawn_blocking(move || prepare(&model, own, &arguments, &loading)).await??;
     let (slice, tokenizer, engine_options, stages) = loaded;
     let engine = Engine::new(slice, own, stages, engine_options);
-    app.load(Loaded { engine, tokenizer });
-    server.await??;
-    Ok(())
+    app.load(Loaded {
+        engine: Arc::clone(&engine),
+        tokenizer,
+    });
+    let reason = tokio::select! {
+        served = &mut server => return Ok(served??),
+        reason = engine.broken() => reason,
+    };
+    let ended = async {
+        engine.shutdown().await;
+        broke.notify_one();
+        server.await
+    };
+    // Whatever comes of it, the process ends.
+    drop(tokio::time::timeout(LAST_WORDS, ended).await);
+    bail!("the device failed: {reason}")
 }
 
 type Prepared = (
@@ -104,9 +123,12 @@ fn keys(arguments: &ServeArguments) -> Result<Vec<String>> {
         .map_or_else(|| Ok(Vec::new()), read)
 }
 
-/// Resolves when the server should stop: new requests are refused at once, running ones end first.
-async fn stopped(app: Arc<App>) {
-    signal().await;
+/// Resolves when the server should stop: new requests are refused at once, running ones end first. When the device broke, they have ended.
+async fn stopped(app: Arc<App>, broke: Arc<Notify>) {
+    tokio::select! {
+        () = signal() => {}
+        () = broke.notified() => return,
+    }
     tracing::info!("shutting down: running requests end first");
     if let Some(loaded) = app.loaded() {
         let engine = Arc::clone(&loaded.engine);

@@ -1,7 +1,11 @@
-//! What a device that fails does to sessions: one that has no room refuses a request, one that broke refuses all, and neither changes a session.
+//! What a device that fails does to sessions: one that has no room refuses a request, one that broke refuses all, and neither changes a session; nor does a
+//! pass that nobody waits for any more.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use ds4_gguf::LayerSpan;
-use ds4_model::{Kv, ModelError, ModelSlice};
+use ds4_model::{Kv, ModelError, ModelSlice, stop};
 use ds4_model_cuda::CudaSlice;
 
 use crate::model::{decode, empty, run};
@@ -76,4 +80,33 @@ fn a_kernel_that_fails_is_named_ends_the_device_and_leaves_sessions_as_they_were
         decode(&cuda, &mut session, 1, 2),
     );
     assert_eq!(a, b, "tokens after the fault");
+}
+
+#[test]
+fn a_pass_that_nobody_waits_for_ends_with_its_layer_and_leaves_the_session_as_it_was() {
+    let turn = turn();
+    let model = Model::golden();
+    let (cuda, mut session, mut expected) = begun(&turn, &model);
+    let (ids, flag) = (tokens(80, 96), Arc::new(AtomicBool::new(false)));
+    // The caller leaves while the first layer is computed; a second one would fail.
+    turn.emulator.raise("attend", &flag);
+    turn.emulator.fail_after("attend", 1);
+    let stopped = stop::until(&flag, || forward(&cuda, &ids, &mut session));
+    assert!(matches!(stopped, Err(ModelError::Stopped)), "{stopped:?}");
+    assert_eq!(session.frontier(), 5);
+    let broken = forward(&cuda, &ids, &mut session).unwrap_err();
+    assert!(
+        of_device(&broken).0,
+        "the next layer is where the fault lies: {broken}"
+    );
+    // The driver's bindings tell the next call what failed while the pass was given up.
+    assert!(of_device(&forward(&cuda, &ids, &mut session).unwrap_err()).0);
+    turn.emulator.reset();
+    run(&cuda, &ids, 80, &mut [&mut session]);
+    let cpu = model.cpu(LayerSpan::full(4));
+    run(&cpu, &ids, 80, &mut [&mut expected]);
+    assert_eq!(
+        decode(&cpu, &mut expected, 1, 2),
+        decode(&cuda, &mut session, 1, 2)
+    );
 }

@@ -41,6 +41,7 @@ use crate::compute::Compute;
 use crate::generate::{Event, Generate, Generation, Timings};
 use crate::host::Host;
 use crate::route::{HandoffReport, Pool, Route, RouteState};
+use crate::watched::Watched;
 use crate::{EngineError, RouteError};
 
 /// Events that may wait for a slow client before decode waits too.
@@ -49,6 +50,7 @@ const EVENTS: usize = 64;
 /// The output pod's engine.
 pub struct Engine {
     slice: Arc<dyn ModelSlice>,
+    watched: Arc<Watched>,
     own: LayerSpan,
     /// The stages' addresses in order; each with its spares.
     places: Vec<Vec<String>>,
@@ -100,6 +102,8 @@ impl Engine {
         stages: Vec<String>,
         options: EngineOptions,
     ) -> Arc<Self> {
+        let watched = Watched::new(slice);
+        let slice: Arc<dyn ModelSlice> = Arc::clone(&watched) as _;
         let state = if stages.is_empty() {
             RouteState::None
         } else {
@@ -111,6 +115,7 @@ impl Engine {
         let compute = host.compute(Passes::new(Arc::clone(&slice), options.stretch));
         let engine = Arc::new(Self {
             slice,
+            watched,
             own,
             places: places.collect(),
             compute,
@@ -157,7 +162,13 @@ impl Engine {
             requests: self.requests.load(Ordering::Relaxed),
             cached_sessions: self.cache().len(),
             shutting_down: self.stop.is_cancelled(),
+            broken: self.watched.reason(),
         }
+    }
+
+    /// Resolves when the device is beyond repair, with what it said: requests fail from then on, and only a new process helps.
+    pub async fn broken(&self) -> String {
+        self.watched.broken().await
     }
 
     /// Waits until the route is complete, at most `timeout`.
@@ -218,6 +229,9 @@ impl Engine {
 
     /// A place in the queue, unless the request can never be answered or too many wait.
     fn admit(&self, request: &Generate) -> Result<Admitted<'_>, EngineError> {
+        if let Some(reason) = self.watched.reason() {
+            return Err(EngineError::Broken(reason));
+        }
         if self.stop.is_cancelled() {
             return Err(EngineError::ShuttingDown);
         }

@@ -130,6 +130,8 @@ pub struct EngineStatus {
     pub cached_sessions: usize,
     /// No new requests are taken.
     pub shutting_down: bool,
+    /// What the device said when it broke; the process is about to end then.
+    pub broken: Option<String>,
 }
 
 /// What a run over all positions took.

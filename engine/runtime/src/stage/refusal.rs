@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use ds4_model::ModelError;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
@@ -28,6 +29,14 @@ pub(crate) fn refusal(refusal: &Refusal) -> Status {
             refusal.to_string(),
             ErrorDetails::with_retry_info(Some(after)),
         ),
+    }
+}
+
+/// Why a chunk is not computed: the device's fault, or that of what came.
+pub(crate) fn uncomputed(error: &ModelError) -> Status {
+    match error {
+        ModelError::Device { .. } => Status::internal(error.to_string()),
+        _ => Status::invalid_argument(error.to_string()),
     }
 }
 

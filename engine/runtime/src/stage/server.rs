@@ -17,12 +17,16 @@ use super::service::Service;
 use super::session::Sessions;
 use super::table::Limits;
 use super::worker::Shared;
-use crate::Identity;
 use crate::host::Host;
 use crate::net::{CONNECTION_WINDOW, Io, STREAM_WINDOW, Tls, incoming};
+use crate::watched::Watched;
+use crate::{Identity, StageError};
 
 /// How often lapsed leases are looked for.
 const SWEEP: Duration = Duration::from_millis(250);
+
+/// A stage whose device broke waits so long for its sessions to hear of it.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// Limits of a stage.
 #[derive(Clone, Debug)]
@@ -89,12 +93,12 @@ impl StageServer {
     /// over. Sessions that are still there then end with a refusal that says so. Also answers `grpc.health.v1`.
     ///
     /// # Errors
-    /// When the transport fails.
+    /// When the transport fails, or the device is beyond repair: then after the sessions have heard of it.
     pub async fn serve(
         self,
         listener: TcpListener,
         shutdown: impl Future<Output = ()> + Send,
-    ) -> Result<(), tonic::transport::Error> {
+    ) -> Result<(), StageError> {
         self.serve_with_probes(listener, None, shutdown).await
     }
 
@@ -102,13 +106,13 @@ impl StageServer {
     /// of its certificates.
     ///
     /// # Errors
-    /// When the transport fails.
+    /// As [`Self::serve`].
     pub async fn serve_with_probes(
         self,
         listener: TcpListener,
         probes: Option<TcpListener>,
         shutdown: impl Future<Output = ()> + Send,
-    ) -> Result<(), tonic::transport::Error> {
+    ) -> Result<(), StageError> {
         let tls = self.options.tls.clone();
         let _ = listener
             .local_addr()
@@ -131,14 +135,15 @@ impl StageServer {
         connections: impl Stream<Item = std::io::Result<Io>>,
         probes: Option<TcpListener>,
         shutdown: impl Future<Output = ()> + Send,
-    ) -> Result<(), tonic::transport::Error> {
+    ) -> Result<(), StageError> {
         let (health, health_service) = tonic_health::server::health_reporter();
         let probed = probes.map(|probes| {
             let health = Server::builder().add_service(health_service.clone());
             tokio::spawn(health.serve_with_incoming(incoming(probes, None)))
         });
+        let watched = Watched::new(self.slice);
         let shared = Shared {
-            slice: self.slice,
+            slice: Arc::clone(&watched) as _,
             compute: host.compute(()),
             dialer: host.dialer,
             sessions: Arc::clone(&sessions),
@@ -149,8 +154,13 @@ impl StageServer {
         health.set_serving::<Generated<Service>>().await;
         let sweeping = tokio::spawn(sweep(Arc::downgrade(&sessions)));
         let ended = async {
-            shutdown.await;
-            drain(&sessions, &health, drain_timeout).await;
+            tokio::select! {
+                () = shutdown => drain(&sessions, &health, drain_timeout).await,
+                reason = watched.broken() => {
+                    tracing::error!(reason, "the device is beyond repair");
+                    drain(&sessions, &health, LAST_WORDS.min(drain_timeout)).await;
+                }
+            }
             sessions.stop();
         };
         let served = Server::builder()
@@ -168,7 +178,10 @@ impl StageServer {
         if let Some(probed) = probed {
             probed.abort();
         }
-        served
+        served?;
+        watched
+            .reason()
+            .map_or(Ok(()), |reason| Err(StageError::Broken(reason)))
     }
 
     const fn limits(&self) -> Limits {

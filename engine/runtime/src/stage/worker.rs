@@ -15,7 +15,7 @@ use tonic::Status;
 use tracing::Span;
 
 use super::onward::Onward;
-use super::refusal::refused;
+use super::refusal::{refused, uncomputed};
 use super::session::{Sessions, Terms};
 use crate::chunk::Chunk;
 use crate::compute::Compute;
@@ -240,7 +240,7 @@ impl Worker {
         };
         let result = self.shared.compute.run(work).await;
         let result = result.map_err(|error| Status::internal(error.to_string()))?;
-        let (chunk, kv, elapsed) = result.map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let (chunk, kv, elapsed) = result.map_err(|error| uncomputed(&error))?;
         self.elapsed += elapsed;
         self.shared.costs().learn(&[done], elapsed.as_secs_f64());
         Ok((chunk, kv))
