@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use ds4_gguf::LayerSpan;
 use ds4_model::{Kv, ModelSlice};
-use ds4_proto::v1::{ActivationFrame, HandoffFrame};
+use ds4_proto::v1::ActivationFrame;
 use ds4_telemetry::propagation;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -14,17 +14,16 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tracing::Span;
 
+use super::handoff::{Frames, Handoff};
 use super::onward::Onward;
 use super::refusal::{refused, uncomputed};
 use super::session::{Sessions, Terms};
 use crate::chunk::Chunk;
 use crate::compute::Compute;
 use crate::engine::{Costs, Kind, PIECE, Piece};
-use crate::frames::{Sender, Work, activation_frames};
+use crate::frames::{Work, activation_frames};
 use crate::host::now;
 use crate::net::Dialer;
-
-type Frames = mpsc::Sender<Result<HandoffFrame, Status>>;
 
 /// What a stage's sessions share.
 #[derive(Clone)]
@@ -64,13 +63,10 @@ pub(crate) struct Worker {
     span: Span,
     elapsed: Duration,
     activation_bytes: u64,
-    /// Of each handoff: cancelled when its commit goes out. The output pod may leave it from then on, while others still wait to be pulled.
-    committed: Vec<CancellationToken>,
 }
 
 impl Worker {
     pub(crate) fn new(shared: Shared, terms: Terms, ends: Ends, kept: Option<Kv>, span: Span) -> Self {
-        let committed = ends.handoffs.iter().map(|_| CancellationToken::new()).collect();
         Self {
             shared,
             terms,
@@ -79,7 +75,6 @@ impl Worker {
             span,
             elapsed: Duration::ZERO,
             activation_bytes: 0,
-            committed,
         }
     }
 
@@ -91,13 +86,14 @@ impl Worker {
             self.terms.clone(),
             self.span.clone(),
         );
-        let left = left(handoffs.iter().cloned().zip(self.committed.clone()).collect());
+        let handoff = Handoff::new(&terms, &handoffs);
+        let left = handoff.left();
         let result = tokio::select! {
             biased;
             () = cancel.cancelled() => Err(Status::cancelled("session: ended")),
             // A dropped pull is a cancel: nobody wants this shard any more.
             () = left => Err(Status::cancelled("handoff: the output pod left")),
-            result = self.prefill() => result,
+            result = self.prefill(handoff) => result,
         };
         span.record("compute_ms", self.elapsed.as_secs_f64() * 1e3);
         span.record("activation_bytes", self.activation_bytes);
@@ -115,32 +111,30 @@ impl Worker {
             .for_each(|frames| drop(frames.try_send(Err(status.clone()))));
     }
 
-    async fn prefill(&mut self) -> Result<(), Status> {
+    async fn prefill(&mut self, mut handoff: Handoff) -> Result<(), Status> {
         let mut onward = Onward::open(&self.terms, &self.shared.dialer, &self.ends.deliver, &self.span)?;
         let mut kv = self.kept.take().unwrap_or_else(|| self.empty());
         kv.reserve(self.terms.tokens);
-        let mut senders = self.senders();
         let tail = loop {
-            let mut chunk = self.chunk().await?;
+            let mut chunk = handoff.meanwhile(self.chunk()).await?;
             if chunk.start == 0 {
                 // The other stages do not stand where this one does: all begin again.
                 kv = self.empty();
                 kv.reserve(self.terms.tokens);
             }
             self.check(&chunk, &kv)?;
-            (chunk, kv) = self.compute(chunk, kv).await?;
+            (chunk, kv) = handoff.meanwhile(self.compute(chunk, kv)).await?;
             let tail = Tail {
                 computed: Instant::now(),
-                sent: senders.iter().map(Sender::bytes).collect(),
+                sent: handoff.sent(),
             };
             self.send(&mut onward, &chunk).await?;
-            // Without waiting: KV never delays activations. What does not fit goes with a later chunk.
-            self.offer(&mut senders, &kv);
+            handoff.offer(&kv);
             if chunk.last {
                 break tail;
             }
         };
-        self.hand_over(senders, kv, tail).await?;
+        self.hand_over(handoff, kv, tail).await?;
         onward.close(self.terms.timeout).await?;
         let session = self.shared.sessions.find(&self.terms.session, self.terms.epoch)?;
         let taken = tokio::time::timeout(self.terms.timeout, session.all_taken()).await;
@@ -154,18 +148,6 @@ impl Worker {
             ..info.span
         };
         Kv::new(&info.layout, span)
-    }
-
-    fn senders(&self) -> Vec<Sender> {
-        let Terms {
-            epoch,
-            held,
-            tokens,
-            frame_bytes,
-            ..
-        } = self.terms;
-        let sender = |span: &LayerSpan| Sender::new(epoch, *span, held, tokens, frame_bytes);
-        self.terms.streams.iter().map(sender).collect()
     }
 
     async fn chunk(&mut self) -> Result<Chunk, Status> {
@@ -264,75 +246,17 @@ impl Worker {
         Ok(())
     }
 
-    fn offer(&self, senders: &mut [Sender], kv: &Kv) {
-        for (sender, frames) in senders.iter_mut().zip(&self.ends.handoffs) {
-            let mut beat = Some(Sender::beat(kv));
-            while let Ok(place) = frames.try_reserve() {
-                let Some(frame) = sender.next(kv).or_else(|| beat.take()) else {
-                    break;
-                };
-                beat = None;
-                place.send(Ok(frame));
-            }
-        }
-    }
-
     /// What is left, then the commits. The session is kept before the commits go: with them the output pod may come back at once.
-    async fn hand_over(&self, mut senders: Vec<Sender>, kv: Kv, tail: Tail) -> Result<(), Status> {
-        let timeout = self.terms.timeout;
-        let rows = senders
-            .iter_mut()
-            .zip(&self.ends.handoffs)
-            .map(|(sender, frames)| async {
-                while let Some(frame) = sender.next(&kv) {
-                    hand(frames, frame, timeout).await?;
-                }
-                Ok::<_, Status>(())
-            });
-        futures::future::try_join_all(rows).await?;
-        let link = propagation::traceparent(&self.span);
-        let commits: Vec<_> = senders
-            .iter()
-            .zip(&tail.sent)
-            .map(|(sender, sent)| {
-                let work = Work {
-                    compute: self.elapsed,
-                    last_chunk: tail.computed,
-                    tail_bytes: sender.bytes() - sent,
-                };
-                sender.commit(&kv, &work, link.clone())
-            })
-            .collect();
+    async fn hand_over(&self, mut handoff: Handoff, kv: Kv, tail: Tail) -> Result<(), Status> {
+        handoff.rows(&kv).await?;
+        let work = Work {
+            compute: self.elapsed,
+            last_chunk: tail.computed,
+            tail_bytes: 0,
+        };
+        let commits = handoff.commits(&kv, &tail.sent, work, &propagation::traceparent(&self.span));
         self.span.record("kv_bytes", kv.bytes());
         self.shared.sessions.keep(&self.terms, kv);
-        for ((commit, frames), committed) in commits.into_iter().zip(&self.ends.handoffs).zip(&self.committed)
-        {
-            committed.cancel();
-            hand(frames, commit, timeout).await?;
-        }
-        Ok(())
-    }
-}
-
-/// Resolves when a handoff is dropped before its commit went out.
-async fn left(handoffs: Vec<(Frames, CancellationToken)>) {
-    let dropped = handoffs.into_iter().map(|(frames, committed)| {
-        Box::pin(async move {
-            frames.closed().await;
-            if committed.is_cancelled() {
-                std::future::pending::<()>().await;
-            }
-        })
-    });
-    futures::future::select_all(dropped).await;
-}
-
-async fn hand(frames: &Frames, frame: HandoffFrame, timeout: Duration) -> Result<(), Status> {
-    match tokio::time::timeout(timeout, frames.send(Ok(frame))).await {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(_)) => Err(Status::cancelled("handoff: the output pod left")),
-        Err(_) => Err(Status::deadline_exceeded(format!(
-            "handoff: the output pod took nothing within {timeout:?}"
-        ))),
+        handoff.commit(commits).await
     }
 }
