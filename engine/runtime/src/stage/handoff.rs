@@ -93,7 +93,9 @@ impl Handoff {
                 let Ok(place) = lane.frames.reserve().await else {
                     return;
                 };
-                lane.built.pop_front().map(|frame| place.send(Ok(frame)));
+                if let Some(frame) = lane.built.pop_front() {
+                    place.send(Ok(frame));
+                }
             }
         });
         let gone = async {

@@ -224,7 +224,7 @@ impl Worker {
         let result = result.map_err(|error| Status::internal(error.to_string()))?;
         let (chunk, kv, elapsed) = result.map_err(|error| uncomputed(&error))?;
         self.elapsed += elapsed;
-        self.shared.costs().learn(&[done], elapsed.as_secs_f64());
+        self.shared.costs().learn_alone(&[done], elapsed.as_secs_f64());
         Ok((chunk, kv))
     }
 

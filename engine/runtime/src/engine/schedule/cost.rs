@@ -6,6 +6,8 @@ use super::Kind;
 const FRESH: f64 = 0.5;
 /// No piece without answers beside it is shorter, however deep it is: reading the weights would take longer than using them.
 pub(super) const LEAST: usize = 8;
+/// For fewer tokens than these, reading the weights is most of what a pass takes.
+const READING: usize = 64;
 const DEPTHS: usize = 16;
 
 /// A piece of a prompt: to be computed, or computed.
@@ -45,14 +47,24 @@ impl Costs {
         self.at(Kind::Whole, 0).or_else(|| self.at(Kind::Own, 0))
     }
 
-    /// These pieces have taken so long together. Of pieces that cost differently nothing is learnt.
-    pub(crate) fn learn(&mut self, pieces: &[Piece], seconds: f64) {
+    /// What these pieces have added to a pass of answers, together. Of pieces that cost differently nothing is learnt.
+    pub(super) fn learn(&mut self, pieces: &[Piece], seconds: f64) {
+        self.learn_as(1, pieces, seconds);
+    }
+
+    /// What a pass of these pieces has taken. That reads the weights, however few the tokens are: judged by its few tokens a short piece would seem
+    /// dear, the next one would be shorter still, and so on. So it counts as a longer one, and the next one is longer.
+    pub(crate) fn learn_alone(&mut self, pieces: &[Piece], seconds: f64) {
+        self.learn_as(READING, pieces, seconds);
+    }
+
+    fn learn_as(&mut self, least: usize, pieces: &[Piece], seconds: f64) {
         let Some(first) = pieces.first() else { return };
         let place = |piece: &Piece| (piece.kind as usize, depth(piece.position));
         let (kind, depth) = place(first);
         if pieces.iter().all(|piece| place(piece) == (kind, depth)) {
             let tokens: usize = pieces.iter().map(|piece| piece.tokens).sum();
-            mix(&mut self.0[kind][depth], seconds / tokens.max(1) as f64);
+            mix(&mut self.0[kind][depth], seconds / tokens.max(least) as f64);
         }
     }
 }

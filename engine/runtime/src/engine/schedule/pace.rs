@@ -144,7 +144,7 @@ impl Pace {
     /// A pass through all layers of `answers` answers and these pieces has taken so long.
     pub(crate) fn passed(&mut self, answers: usize, pieces: &[Piece], seconds: f64) {
         if answers == 0 {
-            return self.quiet.learn(pieces, seconds);
+            return self.quiet.learn_alone(pieces, seconds);
         }
         let at = bucket(answers);
         if self.alone.len() <= at {
@@ -161,12 +161,11 @@ impl Pace {
 
     /// A piece that was computed after a pass of `answers` answers has taken so long.
     pub(crate) fn measured(&mut self, answers: usize, piece: Piece, seconds: f64) {
-        let costs = if answers == 0 {
-            &mut self.quiet
+        if answers == 0 {
+            self.quiet.learn_alone(&[piece], seconds);
         } else {
-            &mut self.beside
-        };
-        costs.learn(&[piece], seconds);
+            self.beside.learn(&[piece], seconds);
+        }
     }
 }
 

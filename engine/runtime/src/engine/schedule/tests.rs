@@ -223,6 +223,20 @@ fn a_piece_deep_in_a_prompt_takes_no_longer_than_one_at_its_beginning() {
     assert_eq!(tokens(&mut pace, 60_000), 8, "never less");
 }
 
+/// Found by a model that costs nothing: its pieces came to be of 8 tokens and stayed so, since 8 tokens for the time of a whole pass are dear.
+#[test]
+fn pieces_do_not_become_shorter_because_they_are_short() {
+    let mut pace = Pace::new(2.0);
+    let takes = |tokens: usize| 1.0 + 0.001 * tokens as f64;
+    pace.passed(0, &[piece(Kind::Whole, 0, PIECE)], takes(PIECE));
+    let mut tokens = 8;
+    for _ in 0..40 {
+        pace.passed(0, &[piece(Kind::Whole, 20_000, tokens)], takes(tokens));
+        tokens = pace.choose(0, &mut [prompt(20_000, 1000)])[0].tokens;
+    }
+    assert!(tokens > PIECE * 3 / 4, "{tokens}");
+}
+
 #[test]
 fn pieces_of_different_cost_in_one_pass_tell_nothing() {
     let mut costs = Costs::default();
