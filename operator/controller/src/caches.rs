@@ -15,6 +15,9 @@ use kube::runtime::{WatchStreamExt, predicates, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 
+/// Objects that are listed at once. As they come they have the fields that are never read, and those take several times the memory of the rest.
+const PAGE: u32 = 50;
+
 /// One cache for each kind.
 #[derive(Clone)]
 pub(crate) struct Caches {
@@ -40,8 +43,10 @@ impl Caches {
 
 /// The controller over all watches, and the caches that they fill.
 pub(crate) fn controller(client: &Client, namespace: Option<&str>) -> (Controller<DS4Deployment>, Caches) {
-    let everything = watcher::Config::default();
-    let ours = watcher::Config::default().labels(&format!("{LABEL_MANAGED_BY}={MANAGED_BY}"));
+    let everything = watcher::Config::default().page_size(PAGE);
+    let ours = everything
+        .clone()
+        .labels(&format!("{LABEL_MANAGED_BY}={MANAGED_BY}"));
     let (deployments, stream) = watched::<DS4Deployment>(client, namespace, everything);
     // The operator's own writes of the status are no reason to look again.
     let changes = stream.predicate_filter(predicates::generation, kube::runtime::PredicateConfig::default());
