@@ -1,6 +1,7 @@
 //! A session's rows on their way to the output pod: built when they are computed, sent while the next ones are.
 
 use std::collections::VecDeque;
+use std::convert::Infallible;
 use std::time::Duration;
 
 use ds4_model::Kv;
@@ -100,12 +101,12 @@ impl Handoff {
         });
         let gone = async {
             join_all(going).await;
-            std::future::pending::<()>().await;
+            std::future::pending::<Infallible>().await
         };
         tokio::select! {
             biased;
             done = work => done,
-            () = gone => unreachable!("it waits for the work"),
+            never = gone => match never {},
         }
     }
 

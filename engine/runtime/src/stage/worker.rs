@@ -114,14 +114,13 @@ impl Worker {
     async fn prefill(&mut self, mut handoff: Handoff) -> Result<(), Status> {
         let mut onward = Onward::open(&self.terms, &self.shared.dialer, &self.ends.deliver, &self.span)?;
         let mut kv = self.kept.take().unwrap_or_else(|| self.empty());
-        kv.reserve(self.terms.tokens);
         let tail = loop {
             let mut chunk = handoff.meanwhile(self.chunk()).await?;
             if chunk.start == 0 {
                 // The other stages do not stand where this one does: all begin again.
                 kv = self.empty();
-                kv.reserve(self.terms.tokens);
             }
+            kv.reserve(self.terms.tokens);
             self.check(&chunk, &kv)?;
             (chunk, kv) = handoff.meanwhile(self.compute(chunk, kv)).await?;
             let tail = Tail {
