@@ -17,6 +17,7 @@ pub mod process;
 pub mod processes;
 pub mod progress;
 pub mod python;
+mod released;
 pub mod repository;
 pub mod sanitize;
 pub mod sdk;

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::child::{self, Finished};
 use crate::process;
 use crate::progress::step;
-use crate::repository;
+use crate::{released, repository};
 
 /// The program, built with optimisation.
 pub struct Ds4 {
@@ -110,16 +110,7 @@ impl Ds4 {
     /// # Errors
     /// When it does not compile.
     pub fn build() -> Result<Self> {
-        let log = repository::cache().join("bench/build.log");
-        step("building ds4 with optimisation", || {
-            process::logged(
-                Command::new(env!("CARGO"))
-                    .args(["build", "--release", "--bin", "ds4"])
-                    .current_dir(repository::root()),
-                &log,
-            )
-        })?;
-        let program = repository::target().join("release/ds4");
+        let program = released::program("ds4", &["--bin", "ds4"], "ds4")?;
         Ok(Self { program })
     }
 

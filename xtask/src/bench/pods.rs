@@ -8,9 +8,7 @@ use serde::de::DeserializeOwned;
 
 use super::machine::{self, Cpus};
 use super::report::Report;
-use crate::process;
-use crate::progress::step;
-use crate::repository;
+use crate::{released, repository};
 
 /// The program, built with optimisation, and the two processors it runs on.
 pub struct Pods {
@@ -24,24 +22,9 @@ impl Pods {
     /// # Errors
     /// When it does not compile, or there is one processor only.
     pub fn build() -> Result<Self> {
-        let log = repository::cache().join("bench/pods.log");
-        step("building the pods with optimisation", || {
-            process::logged(
-                Command::new(env!("CARGO"))
-                    .args([
-                        "build",
-                        "--release",
-                        "--package",
-                        "ds4-runtime",
-                        "--example",
-                        "pods",
-                    ])
-                    .current_dir(repository::root()),
-                &log,
-            )
-        })?;
+        let example = ["--package", "ds4-runtime", "--example", "pods"];
         Ok(Self {
-            program: repository::target().join("release/examples/pods"),
+            program: released::program("pods", &example, "examples/pods")?,
             cpus: Cpus::first(2)?,
         })
     }

@@ -1,6 +1,6 @@
 //! Two hundred deployments at once, and what they cost the operator.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -10,8 +10,7 @@ use serde_json::{Value, json};
 use super::operator::asked;
 use super::world::{World, flash};
 use crate::process::{self, Started};
-use crate::progress::step;
-use crate::{repository, tools};
+use crate::{released, tools};
 
 const COUNT: usize = 200;
 /// How long they are watched at rest.
@@ -37,7 +36,7 @@ struct Contender<'a> {
 /// No node takes their pods: what is measured is the operator, not the engine. It is built as it is released, and measured beside one of the
 /// usual make.
 pub(super) fn two_hundred(world: &mut World<'_>) -> Result<String> {
-    let program = released()?;
+    let program = released::program("ds4-operator", &["--bin", "ds4-operator"], "ds4-operator")?;
     let peer = tools::PEER.build()?.join("peer");
     world.operators(0)?;
     let outcome = side_by_side(world, &program, &peer);
@@ -63,6 +62,7 @@ fn side_by_side(world: &World<'_>, program: &Path, peer: &Path) -> Result<String
         start: Box::new(|name| world.operator_of(program, name, &["--listen", LISTEN])),
     };
     let ours = measured(world, &ours)?;
+    world.peers_account()?;
     let usual = Contender {
         name: "peer-many",
         namespace: "many-peer",
@@ -73,19 +73,6 @@ fn side_by_side(world: &World<'_>, program: &Path, peer: &Path) -> Result<String
     Ok(format!(
         "{ours}; one of controller-runtime with as many objects: {usual}"
     ))
-}
-
-fn released() -> Result<PathBuf> {
-    let log = repository::cache().join("cluster/operator-build.log");
-    step("building the operator with optimisation", || {
-        process::logged(
-            Command::new(env!("CARGO"))
-                .args(["build", "--release", "--bin", "ds4-operator"])
-                .current_dir(repository::root()),
-            &log,
-        )
-    })?;
-    Ok(repository::target().join("release/ds4-operator"))
 }
 
 fn measured(world: &World<'_>, contender: &Contender<'_>) -> Result<String> {

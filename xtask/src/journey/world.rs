@@ -277,22 +277,19 @@ impl World<'_> {
         Started::spawn(name, &mut command, &self.cluster.folder().join("logs"))
     }
 
-    /// Another operator, which may do anything.
-    pub(super) fn peer(&self, program: &Path, name: &str, arguments: &[&str]) -> Result<Started> {
-        let account = ["create", "serviceaccount", "peer", "-n", SYSTEM];
+    /// For another operator, which may do anything.
+    pub(super) fn peers_account(&self) -> Result<()> {
+        self.cluster
+            .kubectl(&["create", "serviceaccount", "peer", "-n", SYSTEM])?;
         let subject = format!("--serviceaccount={SYSTEM}:peer");
-        let binding = [
-            "create",
-            "clusterrolebinding",
-            "ds4-peer",
-            "--clusterrole=cluster-admin",
-            &subject,
-        ];
-        // There already when it is the second one.
-        let _ = self
-            .cluster
-            .kubectl(&account)
-            .and_then(|_| self.cluster.kubectl(&binding));
+        let role = "--clusterrole=cluster-admin";
+        self.cluster
+            .kubectl(&["create", "clusterrolebinding", "ds4-peer", role, &subject])
+            .map(drop)
+    }
+
+    /// That other operator.
+    pub(super) fn peer(&self, program: &Path, name: &str, arguments: &[&str]) -> Result<Started> {
         let mut command: Command = self.cluster.inside(program)?;
         command
             .args(arguments)
