@@ -55,21 +55,26 @@ impl Rows {
 
     /// Appends whole rows; the first ones decide where the range starts.
     pub(crate) fn append(&mut self, first: u64, bytes: &[u8]) {
-        self.grow(first, bytes.len() / self.row_bytes.max(1))
-            .copy_from_slice(bytes);
+        self.make_room(first, bytes.len());
+        self.bytes.extend_from_slice(bytes);
     }
 
     /// Room for `count` more rows, to be written by the caller; the first ones decide where the range starts.
     pub(crate) fn grow(&mut self, first: u64, count: usize) -> &mut [u8] {
+        let (end, added) = (self.bytes.len(), count * self.row_bytes);
+        self.make_room(first, added);
+        self.bytes.resize(end + added, 0);
+        &mut self.bytes[end..]
+    }
+
+    fn make_room(&mut self, first: u64, added: usize) {
         if self.live().is_empty() {
             self.first = first;
         }
-        let (end, added) = (self.bytes.len(), count * self.row_bytes);
+        let end = self.bytes.len();
         if self.bytes.capacity() < end + added {
             self.bytes.reserve_exact(added.max(end / GROWTH));
         }
-        self.bytes.resize(end + added, 0);
-        &mut self.bytes[end..]
     }
 
     /// Takes the memory of rows up to `end` at once; untouched, it costs nothing yet.

@@ -288,7 +288,8 @@ impl Engine {
             ..Timings::default()
         };
         let prompt = Arc::new(request.prompt.clone());
-        let prompted = before(request.deadline, self.turn(prompt, events, request.flow));
+        let turn = self.turn(prompt, request.max_tokens, events, request.flow);
+        let prompted = before(request.deadline, turn);
         let Some(prompted) = cancelled(events, prompted).await else {
             return Ok(());
         };
@@ -335,17 +336,21 @@ impl Engine {
         })
     }
 
-    /// The prompt, from what earlier turns left of it.
+    /// The prompt, from what earlier turns left of it; at most `answer` tokens will follow.
     async fn turn(
         self: &Arc<Self>,
         prompt: Arc<Vec<u32>>,
+        answer: u32,
         events: &mpsc::Sender<Event>,
         flow: Flow,
     ) -> Result<Prompted, EngineError> {
         self.recall(&prompt).await;
         let engine = Arc::clone(self);
         self.compute.expect(&prompt);
-        let turn = self.compute.run(move || Turn::begin(&engine, &prompt)).await;
+        let turn = self
+            .compute
+            .run(move || Turn::begin(&engine, &prompt, answer))
+            .await;
         let turn = turn.map_err(|error| EngineError::Internal(error.to_string()))?;
         let turn = turn.map_err(|error| EngineError::Internal(error.to_string()))?;
         self.make_room();

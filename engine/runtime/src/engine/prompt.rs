@@ -366,7 +366,7 @@ impl Engine {
             Ok(())
         });
         // Every position is computed, so nothing that earlier turns left is of use.
-        let turn = Turn::cold(self, &Arc::new(tokens.to_vec()));
+        let turn = Turn::cold(self, &Arc::new(tokens.to_vec()), 0);
         let listener = Listener {
             each: Some(each),
             ..Listener::default()

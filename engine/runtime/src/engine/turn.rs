@@ -10,12 +10,14 @@ use super::held::{Held, Mark, Resumed};
 use crate::route::Remote;
 use crate::shards::Shards;
 
-/// Tokens of an answer that its session has room for from the beginning; a longer one grows.
-const ANSWER: u64 = 1024;
+/// Most tokens of an answer that its session has room for from the beginning; a longer one grows.
+const ANSWER: u32 = 1024;
 
 /// What a request starts from.
 pub(super) struct Turn {
     pub(super) prompt: Arc<Vec<u32>>,
+    /// Tokens that may follow it.
+    answer: u32,
     /// The session at `held.tokens`, a beginning of the prompt.
     pub(super) held: Held,
     /// The last token's streams, when nothing is left to compute.
@@ -24,22 +26,30 @@ pub(super) struct Turn {
 
 impl Turn {
     /// The session that shares most with the prompt, or an empty one.
-    pub(super) fn begin(engine: &Engine, prompt: &Arc<Vec<u32>>) -> Result<Self, KvError> {
+    pub(super) fn begin(engine: &Engine, prompt: &Arc<Vec<u32>>, answer: u32) -> Result<Self, KvError> {
         let found = engine.cache().take(prompt);
         engine.show_cache();
         let Resumed { held, last } = match found {
             Some(held) => held.resume(prompt)?,
             None => Self::empty(engine),
         };
-        let prompt = Arc::clone(prompt);
-        Ok(Self { prompt, held, last })
+        Ok(Self {
+            prompt: Arc::clone(prompt),
+            answer,
+            held,
+            last,
+        })
     }
 
     /// Without what earlier turns left.
-    pub(super) fn cold(engine: &Engine, prompt: &Arc<Vec<u32>>) -> Self {
+    pub(super) fn cold(engine: &Engine, prompt: &Arc<Vec<u32>>, answer: u32) -> Self {
         let Resumed { held, last } = Self::empty(engine);
-        let prompt = Arc::clone(prompt);
-        Self { prompt, held, last }
+        Self {
+            prompt: Arc::clone(prompt),
+            answer,
+            held,
+            last,
+        }
     }
 
     fn empty(engine: &Engine) -> Resumed {
@@ -67,10 +77,12 @@ impl Turn {
             remote,
             saved,
         } = self.held;
-        kv.kv_mut().reserve(self.prompt.len() as u64 + ANSWER);
+        kv.kv_mut()
+            .reserve(self.prompt.len() as u64 + u64::from(self.answer.min(ANSWER)));
         Loan {
             engine: Arc::clone(engine),
             prompt: self.prompt,
+            answer: self.answer,
             checkpoint: kv.kv().checkpoint(),
             shards: Arc::new(Shards::split(kv, spans)),
             rest: Some(Rest {
@@ -95,6 +107,7 @@ pub(super) struct Rest {
 pub(super) struct Loan {
     engine: Arc<Engine>,
     pub(super) prompt: Arc<Vec<u32>>,
+    answer: u32,
     pub(super) shards: Arc<Shards>,
     checkpoint: Checkpoint,
     rest: Option<Rest>,
@@ -116,7 +129,9 @@ impl Loan {
         let rest = self.rest.take();
         let (marks, before, saved) =
             rest.map_or_else(Default::default, |rest| (rest.marks, rest.remote, rest.saved));
-        let mark = Mark::new(&kv, hidden);
+        // Where nothing is kept for a later turn, nobody comes back to it.
+        let kept = self.engine.options.kept_budget > 0;
+        let mark = kept.then(|| Mark::new(&kv, hidden)).flatten();
         let mut held = Held {
             tokens: self.prompt.to_vec(),
             kv,
@@ -137,7 +152,7 @@ impl Loan {
             saved,
         }) = self.rest.take()
         else {
-            return Ok(Turn::cold(&self.engine, &self.prompt));
+            return Ok(Turn::cold(&self.engine, &self.prompt, self.answer));
         };
         let (shards, checkpoint) = (Arc::clone(&self.shards), self.checkpoint.clone());
         let restored = self.engine.compute.run(move || shards.restore(&checkpoint)).await;
@@ -152,6 +167,7 @@ impl Loan {
         };
         Ok(Turn {
             prompt: Arc::clone(&self.prompt),
+            answer: self.answer,
             held,
             last: None,
         })

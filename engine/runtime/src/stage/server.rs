@@ -18,7 +18,7 @@ use super::session::Sessions;
 use super::table::Limits;
 use super::worker::Shared;
 use crate::host::Host;
-use crate::net::{CONNECTION_WINDOW, Io, STREAM_WINDOW, Tls, incoming};
+use crate::net::{CONNECTION_WINDOW, HTTP_FRAME, Io, STREAM_WINDOW, Tls, incoming};
 use crate::watched::Watched;
 use crate::{Identity, StageError};
 
@@ -166,6 +166,7 @@ impl StageServer {
         let served = Server::builder()
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_frame_size(HTTP_FRAME)
             .add_service(health_service)
             .add_service(
                 service

@@ -52,13 +52,24 @@ pub fn check_kv(bytes: &[u8], width: usize, tail: usize) -> Result<(), RowError>
     length(bytes, kv_row_bytes(width, tail))?;
     let (codes, rest) = bytes.split_at(width - tail);
     let (exponents, rotary) = rest.split_at((width - tail) / KV_BLOCK);
-    if let Some(at) = codes.iter().position(|code| code & 0x7f == 0x7f) {
-        return Err(RowError::Code { at, found: codes[at] });
+    let code = |code: u8| code & 0x7f;
+    // A maximum over all, which the compiler computes many at a time; where the fault is only matters once there is one.
+    if codes.iter().fold(0, |most, byte| most.max(code(*byte))) == 0x7f {
+        let fault = codes.iter().enumerate().find(|(_, byte)| code(**byte) == 0x7f);
+        if let Some((at, &found)) = fault {
+            return Err(RowError::Code { at, found });
+        }
     }
     scales(exponents, KV_LEAST)?;
-    for (at, pair) in rotary.chunks_exact(2).enumerate() {
-        let found = u16::from_le_bytes([pair[0], pair[1]]);
-        if found & 0x7c00 == 0x7c00 {
+    let halves = || {
+        rotary
+            .chunks_exact(2)
+            .map(|pair| u16::from_le_bytes([pair[0], pair[1]]))
+    };
+    let exponent = |half: u16| half & 0x7c00;
+    if halves().fold(0, |most, half| most.max(exponent(half))) == 0x7c00 {
+        let fault = halves().enumerate().find(|(_, half)| exponent(*half) == 0x7c00);
+        if let Some((at, found)) = fault {
             return Err(RowError::Tail { at, found });
         }
     }
