@@ -3,6 +3,7 @@
 pub mod ask;
 pub mod bench;
 pub mod cluster;
+pub mod containers;
 pub mod darwin;
 pub mod demo;
 pub mod fatbin;

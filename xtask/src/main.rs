@@ -13,7 +13,9 @@ use xtask::fuzz::{self, Target};
 use xtask::images::{self, Name};
 use xtask::sanitize::{self, Tool};
 use xtask::soak::Soak;
-use xtask::{darwin, demo, fatbin, formats, golden, journey, oracle, page, processes, sdk, steps};
+use xtask::{
+    containers, darwin, demo, fatbin, formats, golden, journey, oracle, page, processes, sdk, steps,
+};
 
 /// Commands of the DS4 repository.
 #[derive(Parser)]
@@ -99,6 +101,8 @@ enum Xtask {
     Cluster(ClusterCommand),
     /// Builds the images as archives in .cache/images; no builder and no registry is needed.
     Images,
+    /// Builds the Dockerfiles with podman, on bases made here, and runs the images (root; no registry is needed).
+    Containers,
     /// Type-checks the code for macOS, which nothing here can run, and that a planted error in it is found.
     Darwin,
     /// Builds the CUDA kernels for devices into .cache/cuda, by nvcc from PyPI, and checks them; no GPU is needed.
@@ -234,6 +238,7 @@ fn run(command: Xtask) -> Result<()> {
         } => journey::run(&journey::Choice { all, only, cluster }),
         Xtask::Fatbin { unchecked: true, .. } => fatbin::build().map(drop),
         Xtask::Fatbin { write, .. } => fatbin::run(write),
+        Xtask::Containers => containers::run(),
         Xtask::Darwin => darwin::run(),
         Xtask::Sdk => sdk::run(),
         Xtask::Page => page::run(),

@@ -7,9 +7,9 @@ use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 use serde_json::Value;
 
-use crate::process::{self, found, is_root};
+use crate::process::{self, found};
 use crate::progress::step;
-use crate::repository;
+use crate::{repository, tools};
 
 /// Crates with unsafe code of our own, and the crate whose scalar twins their tests call.
 const UNSAFE: &[&str] = &["ds4-kernels", "ds4-kernels-cpu", "ds4-gguf"];
@@ -63,13 +63,7 @@ fn address(short: bool) -> Result<()> {
 
 fn valgrind(short: bool) -> Result<()> {
     if !found("valgrind") {
-        ensure!(
-            is_root() && found("apt-get"),
-            "valgrind is missing: on Debian, as root: apt-get install valgrind"
-        );
-        let install = ["install", "-qy", "--no-install-recommends", "valgrind"];
-        process::logged(Command::new("apt-get").args(["update", "-q"]), &log("apt"))?;
-        process::logged(Command::new("apt-get").args(install), &log("apt"))?;
+        tools::install(&["valgrind"])?;
     }
     let built = process::output(
         cargo(short)

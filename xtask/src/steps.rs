@@ -69,6 +69,11 @@ const STEPS: &[Step] = &[
         rustdoc_flags: "",
     },
     Step {
+        name: "containers",
+        arguments: &["run", "--quiet", "--package", "xtask", "--", "containers"],
+        rustdoc_flags: "",
+    },
+    Step {
         name: "darwin",
         arguments: &["run", "--quiet", "--package", "xtask", "--", "darwin"],
         rustdoc_flags: "",
@@ -113,7 +118,7 @@ const STEPS: &[Step] = &[
 pub fn print() -> Result<()> {
     let mut out = std::io::stdout().lock();
     for step in STEPS {
-        writeln!(out, "{:8} cargo {}", step.name, step.arguments.join(" "))?;
+        writeln!(out, "{:10} cargo {}", step.name, step.arguments.join(" "))?;
     }
     Ok(())
 }

@@ -192,17 +192,28 @@ pub const CNI_PLUGINS: &str = "/usr/lib/cni";
 /// # Errors
 /// When something is missing that cannot be installed here.
 pub fn debian_packages() -> Result<()> {
-    let mut missing: Vec<_> = DEBIAN
-        .iter()
-        .filter(|(file, _)| !Path::new(file).exists())
-        .map(|(_, package)| *package)
-        .collect();
+    let mut missing = missing(DEBIAN);
     if !["/sbin/ip", "/usr/sbin/ip", "/bin/ip", "/usr/bin/ip"]
         .iter()
         .any(|path| Path::new(path).exists())
     {
         missing.push("iproute2");
     }
+    install(&missing)
+}
+
+/// Debian's packages of which the file that shows them is not there.
+#[must_use]
+pub fn missing(packages: &[(&str, &'static str)]) -> Vec<&'static str> {
+    let missing = packages.iter().filter(|(file, _)| !Path::new(file).exists());
+    missing.map(|(_, package)| *package).collect()
+}
+
+/// Installs packages from Debian, as root; otherwise says what to install.
+///
+/// # Errors
+/// When they cannot be installed here.
+pub fn install(missing: &[&str]) -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
@@ -216,7 +227,7 @@ pub fn debian_packages() -> Result<()> {
         process::logged(
             Command::new("apt-get")
                 .args(["install", "-qy", "--no-install-recommends"])
-                .args(&missing)
+                .args(missing)
                 .env("DEBIAN_FRONTEND", "noninteractive"),
             &log,
         )
