@@ -143,6 +143,19 @@ fn a_device_beyond_repair_fails_the_request_with_its_words_and_ends_the_process(
 }
 
 #[test]
+fn a_device_without_room_fails_the_request_that_asked_and_serves_the_next() {
+    let folder = tempfile::tempdir().unwrap();
+    // Less than the scratch of a pass, more than any tensor of the model.
+    let fault = [(ds4_emu::FAIL_VARIABLE, "cuMemAlloc:8388608")];
+    let server = Process::serve("cuda", &fault, &model(folder.path()), &[]);
+    let (status, said) = server.complete("Hello", 2);
+    assert!(status == 500 && said.contains("scratch takes"), "{said}");
+    assert_eq!(server.ask("GET", "/readyz", "").0, 200, "it serves on");
+    let (status, said) = server.complete("Hello", 2);
+    assert_eq!(status, 200, "{said}");
+}
+
+#[test]
 fn a_stage_on_a_device_beyond_repair_ends_and_the_prompt_is_recomputed() {
     let folder = tempfile::tempdir().unwrap();
     let model = model(folder.path());

@@ -137,13 +137,19 @@ extern "C" __attribute__((visibility("default"))) int ds4EmulatorParameters(cons
 }
 
 // ---- device and context ----
+// The first allocation of at least so many bytes finds no room, as when another process has it for a moment.
+static size_t no_room_once = SIZE_MAX;
+
 // What a program that finds this library as its driver cannot ask for by calls.
 API cuInit(unsigned) {
     if (const char* bytes = std::getenv("DS4_EMU_MEMORY")) ds4EmulatorMemory(std::strtoull(bytes, nullptr, 10));
     if (const char* fault = std::getenv("DS4_EMU_FAIL")) {
         const std::string text = fault;
         const size_t colon = text.find(':');
-        ds4EmulatorFail(text.substr(0, colon).c_str(), std::strtoull(text.c_str() + colon + 1, nullptr, 10));
+        const std::string call = text.substr(0, colon);
+        const size_t number = std::strtoull(text.c_str() + colon + 1, nullptr, 10);
+        if (call == "cuMemAlloc") no_room_once = number;
+        else ds4EmulatorFail(call.c_str(), number);
     }
     return SUCCESS;
 }
@@ -231,8 +237,8 @@ API cuMemAlloc_v2(Pointer* out, size_t bytes) {
     CALL;
     if (sticky != SUCCESS) return sticky;
     if (bytes == 0) return refused("an allocation of 0 bytes");
-    *out = simt::allocate(bytes);
-    if (*out != 0) return SUCCESS;
+    if (bytes >= no_room_once) no_room_once = SIZE_MAX;
+    else if ((*out = simt::allocate(bytes)) != 0) return SUCCESS;
     reason = std::to_string(bytes) + " bytes were asked for, " + std::to_string(simt::capacity() - simt::in_use()) + " are free";
     return OUT_OF_MEMORY;
 }

@@ -21,7 +21,8 @@ use libloading::Library;
 /// Names another library than the one compiled with this crate: how tests run kernels with planted faults.
 pub const LIBRARY_VARIABLE: &str = "DS4_EMU_LIBRARY";
 
-/// `KERNEL:N`: the launch of that kernel after N others fails, as [`Emulator::fail_after`] has it; for programs that find the library as their driver.
+/// `KERNEL:N`: the launch of that kernel after N others fails, as [`Emulator::fail_after`] has it; `cuMemAlloc:N`: the first allocation of at least N bytes
+/// finds no room. For programs that find the library as their driver.
 pub const FAIL_VARIABLE: &str = "DS4_EMU_FAIL";
 
 /// Bytes of memory that the device has, for such programs.
