@@ -7,6 +7,7 @@ mod ds4;
 mod engine;
 mod growth;
 mod handoff;
+mod link;
 mod llama;
 mod machine;
 mod pipeline;

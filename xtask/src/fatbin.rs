@@ -9,7 +9,7 @@ use crate::progress::step;
 use crate::{python, repository};
 
 /// nvcc 13.0 and what it calls. 13.0 goes with drivers from 580 on.
-const WHEELS: [&str; 5] = [
+pub(crate) const WHEELS: [&str; 5] = [
     "nvidia-cuda-nvcc==13.0.88",
     "nvidia-nvvm==13.0.88",
     "nvidia-cuda-crt==13.0.88",
@@ -88,7 +88,7 @@ pub fn roofline(check: bool) -> Result<()> {
 }
 
 /// The folder with `bin/nvcc`: `CUDA_HOME` when it is set, else the wheels.
-fn toolkit() -> Result<PathBuf> {
+pub(crate) fn toolkit() -> Result<PathBuf> {
     if let Some(home) = std::env::var_os("CUDA_HOME") {
         return Ok(PathBuf::from(home));
     }

@@ -6,6 +6,7 @@ use anyhow::Result;
 use clap::Args;
 use serde::Deserialize;
 
+use super::link::Link;
 use super::pods::{Pods, model, setting, write};
 use super::report::{Check, Figure, Report, Samples, Unit};
 use crate::repository;
@@ -73,6 +74,13 @@ impl Handoff {
         let common = [("model", model), ("rounds", rounds)];
         let with = |more: &[(&'static str, String)]| [&common[..], more].concat();
         let clear: Throughput = pods.measure("throughput", &with(&[("made", "yes".into())]))?;
+        let link = Link::make()?;
+        let slowed = link
+            .as_ref()
+            .map(|link| {
+                pods.measure_over::<Throughput>(Some(link), "throughput", &with(&[("made", "yes".into())]))
+            })
+            .transpose()?;
         let certificates = repository::cache()
             .join("bench/certificates")
             .to_string_lossy()
@@ -89,6 +97,10 @@ impl Handoff {
         report
             .checks
             .push(encrypted.share_of(&clear, "with mTLS, of a raw stream in the clear"));
+        if let Some(slowed) = &slowed {
+            let link = format!("in the clear, on a link of {} Gbit/s", Link::GBITS);
+            report.checks.push(slowed.share(&link, 0.8));
+        }
         report.checks.push(clear.memory());
         report.notes = talk.notes(&clear, &encrypted);
         write("handoff", &report, self.json.as_deref())

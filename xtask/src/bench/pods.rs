@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, ensure};
 use serde::de::DeserializeOwned;
 
+use super::link::Link;
 use super::machine::{self, Cpus};
 use super::report::Report;
 use crate::{released, repository};
@@ -34,9 +35,24 @@ impl Pods {
     /// # Errors
     /// When it fails.
     pub fn measure<T: DeserializeOwned>(&self, what: &str, arguments: &[(&str, String)]) -> Result<T> {
+        self.measure_over(None, what, arguments)
+    }
+
+    /// The same with both pods on a slower link.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub fn measure_over<T: DeserializeOwned>(
+        &self,
+        link: Option<&Link>,
+        what: &str,
+        arguments: &[(&str, String)],
+    ) -> Result<T> {
         let (first, second) = (self.cpus.0[0].to_string(), self.cpus.0[1].to_string());
-        let mut command = Command::new("taskset");
-        command.args(["-c", &first]).arg(&self.program).arg(what);
+        let words = link.map_or_else(Vec::new, |link| link.prefix().to_vec());
+        let words = [words, vec!["taskset", "-c", &first]].concat();
+        let mut command = Command::new(words[0]);
+        command.args(&words[1..]).arg(&self.program).arg(what);
         command.args(["--stage-cpu", &second]);
         for (name, value) in arguments {
             command.args([&format!("--{name}"), value]);

@@ -15,6 +15,10 @@ use crate::{released, tools};
 const COUNT: usize = 200;
 /// How long they are watched at rest.
 const WINDOW: Duration = Duration::from_secs(30);
+/// Quiet for so long, it is at rest.
+const SETTLED: Duration = Duration::from_secs(10);
+/// Longest wait for that; then it is measured as it is.
+const PATIENCE: Duration = Duration::from_secs(120);
 /// Where the measured operator serves its metrics.
 const LISTEN: &str = "127.0.0.1:8081";
 /// Clock ticks per second of `/proc/PID/stat`: fixed by Linux for programs.
@@ -139,21 +143,40 @@ fn seen(world: &World<'_>, namespace: &str, operator: &Started) -> Result<()> {
     }
 }
 
-fn at_rest(world: &World<'_>, contender: &Contender<'_>, operator: &Started) -> Result<String> {
-    std::thread::sleep(Duration::from_secs(10));
-    let (cpu, log) = (
-        cpu_seconds(operator)?,
-        std::fs::read_to_string(world.cluster.audit_log()?)?.len(),
-    );
-    std::thread::sleep(WINDOW);
-    let share = (cpu_seconds(operator)? - cpu) / WINDOW.as_secs_f64() * 100.0;
+/// What was asked of the API server meanwhile, watches aside.
+fn asked_within(world: &World<'_>, time: Duration) -> Result<Vec<String>> {
+    let before = std::fs::read_to_string(world.cluster.audit_log()?)?.len();
+    std::thread::sleep(time);
     let text = std::fs::read_to_string(world.cluster.audit_log()?)?;
-    let loud: Vec<String> = text[log..]
+    let events = text[before..]
         .lines()
-        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
-        .map(|event| asked(&event).join(" "))
-        .filter(|asked| !asked.ends_with(" watch"))
-        .collect();
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let asked = events.map(|event| asked(&event).join(" "));
+    Ok(asked.filter(|asked| !asked.ends_with(" watch")).collect())
+}
+
+/// Waits until an operator has looked at every deployment, and until what that and the scheduler's last words led to is done.
+fn settle(world: &World<'_>, contender: &Contender<'_>) -> Result<()> {
+    let start = Instant::now();
+    let all = |metrics: &str| {
+        let count = format!("{}_count", contender.metric);
+        let line = metrics.lines().find(|line| line.starts_with(&count));
+        let seen = line.and_then(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
+        seen.is_some_and(|seen| seen >= COUNT as f64)
+    };
+    // It does not listen from its first moment on.
+    while !metrics(world).is_ok_and(|text| all(&text)) && start.elapsed() < PATIENCE {
+        std::thread::sleep(Duration::from_secs(1));
+    }
+    while asked_within(world, SETTLED)?.len() > COUNT / 20 && start.elapsed() < PATIENCE {}
+    Ok(())
+}
+
+fn at_rest(world: &World<'_>, contender: &Contender<'_>, operator: &Started) -> Result<String> {
+    settle(world, contender)?;
+    let cpu = cpu_seconds(operator)?;
+    let loud = asked_within(world, WINDOW)?;
+    let share = (cpu_seconds(operator)? - cpu) / WINDOW.as_secs_f64() * 100.0;
     // The scheduler looks at pods without a node again and again; the few status changes that follow are its own.
     ensure!(
         loud.len() < COUNT,
