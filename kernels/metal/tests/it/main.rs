@@ -16,3 +16,6 @@ mod operands;
 mod rows;
 mod support;
 mod table;
+mod tile_faults;
+mod tiles;
+mod way;
