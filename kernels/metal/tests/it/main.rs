@@ -14,6 +14,7 @@ mod matmul;
 mod memory;
 mod operands;
 mod rows;
+mod simd;
 mod support;
 mod table;
 mod tile_faults;
