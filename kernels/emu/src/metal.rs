@@ -110,7 +110,8 @@ impl Emulated {
         of_part.map(|(_, count)| count).sum()
     }
 
-    /// The order in which threads and groups get their turn from now on: 0 ascending, 1 descending, others shuffled with that seed.
+    /// The order in which threads and groups get their turn from now on: 0 ascending, 1 descending, others shuffled with that seed, where a SIMD group runs as
+    /// far as it can before the next begins.
     pub fn order(&self, seed: u64) {
         let _turn = self.state();
         // SAFETY: takes a number.
