@@ -3,9 +3,10 @@
 use ds4_kernels::Form;
 use ds4_kernels_metal::attention::{Far, Keys, attend};
 use ds4_kernels_metal::codec::{Ring, encode_kv};
+use ds4_kernels_metal::experts::{self, Together};
 use ds4_kernels_metal::norm::{self, Rotated};
 use ds4_kernels_metal::router::{Choices, Groups, group};
-use ds4_kernels_metal::{MetalError, Slice, experts};
+use ds4_kernels_metal::{MetalError, Slice};
 use ds4_model::KvKind;
 
 use crate::input::Input;
@@ -158,9 +159,9 @@ impl<'a> Pass<'a> {
             used: groups,
         };
         let together = if count <= FEW {
-            None
+            Together::One
         } else {
-            Some(self.grouped(ids, groups)?)
+            Together::of(self.device, self.grouped(ids, groups)?, count)
         };
         let low = self.take(count * rank)?;
         experts::down(self.device, weights.out_a.all(), rank, x, choices, together, low)?;

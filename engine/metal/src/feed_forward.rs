@@ -1,8 +1,9 @@
 //! The mixture of experts.
 
 use ds4_kernels::Form;
+use ds4_kernels_metal::experts::{self, Together};
 use ds4_kernels_metal::router::{By, Choices, route};
-use ds4_kernels_metal::{MetalError, Slice, experts};
+use ds4_kernels_metal::{MetalError, Slice};
 
 use crate::attention::FEW;
 use crate::input::Input;
@@ -56,9 +57,10 @@ impl<'a> Pass<'a> {
         let (config, device, count) = (self.config, self.device, choices.experts.len());
         let (gate, up, down) = (&weights.routed.gate, &weights.routed.up, &weights.routed.down);
         let together = if count <= FEW {
-            None
+            Together::One
         } else {
-            Some(self.grouped(choices.experts, config.n_expert)?)
+            let groups = self.grouped(choices.experts, config.n_expert)?;
+            Together::of(device, groups, count)
         };
         let activated = self.take(count * config.n_ff)?;
         let form = x.quantized(Form::of(gate.format()))?;

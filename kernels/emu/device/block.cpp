@@ -1,5 +1,6 @@
 #include "block.h"
 
+#include <algorithm>
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
@@ -54,6 +55,7 @@ struct Block {
 // Shared memory of a block on the devices that the kernels are built for (sm_90: 227 KiB).
 constexpr size_t STATIC_SHARED = 228 * 1024;
 constexpr size_t NOT_MET = SIZE_MAX;
+size_t shared_limit = STATIC_SHARED;
 
 thread_local Block* block;
 uint64_t order_seed = 0;
@@ -97,6 +99,12 @@ void arrange(Block& b) {
     } else if (order_seed > 1) {
         uint64_t state = order_seed * 0x9e3779b97f4a7c15ull + 1;
         for (unsigned i = b.count; i > 1; i--) std::swap(b.order[i - 1], b.order[next(state) % i]);
+        // A warp's threads together, warps by the first of them.
+        std::vector<unsigned> place(b.count), first(b.warps.size());
+        for (unsigned i = b.count; i-- > 0;) first[b.order[i] / 32] = place[b.order[i]] = i;
+        std::sort(b.order.begin(), b.order.end(), [&](unsigned left, unsigned right) {
+            return std::pair(first[left / 32], place[left]) < std::pair(first[right / 32], place[right]);
+        });
     }
 }
 
@@ -143,17 +151,39 @@ void deadlock(Block& b) {
     }
 }
 
+// Lets a thread run until it waits; false when it is done or still waits.
+bool advance(Block& b, unsigned thread) {
+    Running& running = b.threads[thread];
+    if (running.done || (running.waits_for != nullptr && *running.waits_for == running.seen)) return false;
+    running.waits_for = nullptr;
+    b.running = &running;
+    current = &running.thread;
+    simt_switch(&b.scheduler, running.fibre.pointer);
+    return true;
+}
+
+// Lets the threads of order[from..to] run in turn, `far`: for as long as any of them can.
+bool advance(Block& b, unsigned from, unsigned to, bool far) {
+    bool any = false, again = true;
+    while (again && b.failure.empty()) {
+        bool some = false;
+        for (unsigned at = from; at < to && b.failure.empty(); at++) some |= advance(b, b.order[at]);
+        any |= some;
+        again = far && some;
+    }
+    return any;
+}
+
+// Ascending and descending all threads go on side by side; in other orders one warp goes as far as it can before the next begins, as a device may have it.
 void run(Block& b) {
+    const bool far = order_seed > 1;
     while (b.finished < b.count && b.failure.empty()) {
         bool progress = false;
-        for (unsigned at = 0; at < b.count && b.failure.empty(); at++) {
-            Running& running = b.threads[b.order[at]];
-            if (running.done || (running.waits_for != nullptr && *running.waits_for == running.seen)) continue;
-            running.waits_for = nullptr;
-            progress = true;
-            b.running = &running;
-            current = &running.thread;
-            simt_switch(&b.scheduler, running.fibre.pointer);
+        for (unsigned from = 0; from < b.count && b.failure.empty();) {
+            unsigned to = from + 1;
+            while (to < b.count && b.order[to] / 32 == b.order[from] / 32) to++;
+            progress |= advance(b, from, to, far);
+            from = to;
         }
         if (!progress) deadlock(b);
     }
@@ -230,7 +260,7 @@ void* shared(unsigned declaration, size_t bytes) {
     if (offset == NOT_MET) {
         offset = block->used;
         block->used += (bytes + 127) / 128 * 128;
-        if (block->used > STATIC_SHARED) fail("a block uses %zu bytes of shared memory", block->used);
+        if (block->used > shared_limit) fail("a block uses %zu bytes of shared memory", block->used);
     }
     return aligned(block->statics) + offset;
 }
@@ -244,6 +274,7 @@ const Entry* find(const std::string& name) {
     return found == registry().end() ? nullptr : &found->second;
 }
 
+void limit_shared(size_t bytes) { shared_limit = bytes < STATIC_SHARED ? bytes : STATIC_SHARED; }
 void set_order(uint64_t seed) { order_seed = seed; }
 uint64_t order() { return order_seed; }
 

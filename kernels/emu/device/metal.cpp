@@ -75,6 +75,8 @@ API const char* ds4MetalLaunch(const char* name, unsigned x, unsigned y, unsigne
         return reason.c_str();
     }
     const Flush flush;
+    // What a group has on Apple silicon (Metal Feature Set Tables), less what the host asked for.
+    simt::limit_shared(32 * 1024 - shared);
     reason = simt::launch(*entry, dim3(x, y), dim3(threads), shared, arguments);
     if (reason.empty()) {
         reason = simt::damaged();

@@ -22,13 +22,15 @@ extern thread_local Thread* current;
 extern thread_local dim3 block_shape, grid_shape;
 
 // What a warp operation is, so that lanes meeting in different ones are found.
-enum class Operation : unsigned { Shuffle, Vote, Sync, Matrix };
+enum class Operation : unsigned { Shuffle, Vote, Sync, Matrix, Load, Store };
 
 constexpr unsigned SLOT = 16;  // bytes per lane in a rendezvous
 
 // Waits until every lane of `mask` has come with the same operation; returns the 32 slots of SLOT bytes.
 const unsigned char* meet(unsigned mask, Operation, const void* value, unsigned bytes);
 void barrier();
+// In which order threads get their turn: a number, 0 for ascending.
+uint64_t order();
 // Shared memory of one declaration in the running block; the same address for all its threads.
 void* shared(unsigned declaration, size_t bytes);
 [[noreturn]] void fail(const char* message, ...) __attribute__((format(printf, 1, 2)));

@@ -76,7 +76,8 @@ pub fn install() -> Result<&'static Emulator, EmulatorError> {
 }
 
 impl Emulator {
-    /// The order in which threads and blocks get their turn from now on: 0 ascending, 1 descending, others shuffled with that seed.
+    /// The order in which threads and blocks get their turn from now on: 0 ascending, 1 descending, others shuffled with that seed, where a warp runs as far
+    /// as it can before the next begins.
     pub fn order(&self, seed: u64) {
         self.control::<u64>(b"ds4EmulatorOrder", seed);
     }

@@ -37,6 +37,8 @@ struct State {
     next: u32,
     memories: BTreeMap<u32, Held>,
     queue: Vec<Queued>,
+    /// How often each kernel was launched.
+    launches: BTreeMap<&'static str, usize>,
     /// Of the queue, what was submitted before the last submission, and with it.
     submitted: (usize, usize),
     /// Released, but perhaps used by what is queued.
@@ -83,6 +85,7 @@ impl Emulated {
                 name: "Metal emulated on the CPU".into(),
                 memory: 0,
                 shared: SHARED,
+                matrices: true,
             },
             state: Mutex::default(),
         };
@@ -92,7 +95,23 @@ impl Emulated {
         Ok(found)
     }
 
-    /// The order in which threads and groups get their turn from now on: 0 ascending, 1 descending, others shuffled with that seed.
+    /// The same as a device older than family Apple7, whose SIMD groups multiply no matrices.
+    #[must_use]
+    pub fn without_matrices(mut self) -> Self {
+        self.facts.matrices = false;
+        self
+    }
+
+    /// Launches so far of kernels whose names contain `part`.
+    #[must_use]
+    pub fn launches(&self, part: &str) -> usize {
+        let state = self.state();
+        let of_part = state.launches.iter().filter(|(name, _)| name.contains(part));
+        of_part.map(|(_, count)| count).sum()
+    }
+
+    /// The order in which threads and groups get their turn from now on: 0 ascending, 1 descending, others shuffled with that seed, where a SIMD group runs as
+    /// far as it can before the next begins.
     pub fn order(&self, seed: u64) {
         let _turn = self.state();
         // SAFETY: takes a number.
@@ -230,8 +249,11 @@ impl Emulated {
 }
 
 /// What a Mac would refuse of a launch.
-fn refused(launch: &Launch<'_>) -> Option<String> {
+fn refused(launch: &Launch<'_>, matrices: bool) -> Option<String> {
     let Shape { threads, shared, .. } = launch.shape;
+    if launch.kernel.name.contains("tiles") && !matrices {
+        return Some("simdgroup_matrix: family Apple7 or newer is asked for".into());
+    }
     if threads == 0 || threads > THREADS || !threads.is_multiple_of(32) {
         return Some(format!("a group of {threads} threads"));
     }
@@ -312,7 +334,7 @@ impl Driver for Emulated {
 
     fn launch(&self, launch: &Launch<'_>) -> Result<(), MetalError> {
         let name = launch.kernel.name;
-        if let Some(why) = refused(launch) {
+        if let Some(why) = refused(launch, self.facts.matrices) {
             return Err(MetalError::Failed(format!("{name}: {why}")));
         }
         let mut state = self.state();
@@ -327,6 +349,7 @@ impl Driver for Emulated {
         let constants = words
             .map(|word| u32::from_ne_bytes([word[0], word[1], word[2], word[3]]))
             .collect();
+        *state.launches.entry(name).or_default() += 1;
         state.queue.push(Queued {
             name,
             shape: launch.shape,
@@ -378,7 +401,7 @@ impl State {
 }
 
 /// Files that every family builds on.
-const SHARED_FILES: [&str; 7] = [
+const SHARED_FILES: [&str; 8] = [
     "base.metal",
     "math.cuh",
     "codec.cuh",
@@ -386,9 +409,11 @@ const SHARED_FILES: [&str; 7] = [
     "f64.metal",
     "formats.metal",
     "quantized.metal",
+    "tiles.metal",
 ];
 
-/// Compiles the kernels of one file with a planted fault: `wrong` in the place of `right`, which must be there exactly once.
+/// Compiles the kernels of one file with a planted fault, there or in a file that it builds on: `wrong` in the place of `right`, which must be there exactly
+/// once.
 ///
 /// # Errors
 /// When `right` is not there once, or with what the compiler says.

@@ -37,6 +37,9 @@ constant constexpr uint LANES = 32;
 #define SHARED(T, name, dims) threadgroup T name dims
 #endif
 
+// A loop over numbers that are registers: matrices cannot be found by an index.
+#define UNROLL _Pragma("clang loop unroll(full)")
+
 // Rust's clamp: what is no number stays no number.
 DEVICE float bounded(float x, float low, float high) { return x < low ? low : (x > high ? high : x); }
 

@@ -68,6 +68,51 @@ static inline void last_product(device const uchar* down, device const char* cod
     }
 }
 
+// The same by `simdgroup_matrix`, always in groups: a threadgroup per TILE_ROWS rows, TILE_TOKENS choices at a time.
+template <class F>
+static inline void gate_and_up_by_tiles(device const uchar* gate, device const uchar* up, device const char* codes, device const float* scales,
+                                        Choices choices, device const float* weights, device float* out, constant Chosen& c,
+                                        threadgroup Tiles<F>& tiles, uint2 group, uint thread_index, uint lane, uint simd) {
+    const uint row = group.x * TILE_ROWS, r = tile_row(lane, simd);
+    const ulong first = ulong(choices.expert) * c.rows + row;
+    const TileOperands of_gate = {gate, first, c.rows - row, codes, scales, c.cols / F::BLOCK};
+    const TileOperands of_up = {up, first, c.rows - row, codes, scales, c.cols / F::BLOCK};
+    for (uint from = choices.from; from < choices.to; from += TILE_TOKENS) {
+        const uint here = min(choices.to - from, TILE_TOKENS);
+        // Those of the choices before are still read.
+        threads_meet();
+        if (thread_index < TILE_TOKENS) tiles.inputs[thread_index] = choices.at(from + min(thread_index, here - 1)) / c.used;
+        const TileValues<float> g = tile_dots<F>(tiles, of_gate, here, thread_index, lane, simd);
+        const TileValues<float> u = tile_dots<F>(tiles, of_up, here, thread_index, lane, simd);
+        UNROLL for (uint n = 0; n < TOKEN_SIDES; n++)
+            UNROLL for (uint i = 0; i < 4; i++) {
+                const uint t = tile_token(n, i, lane);
+                if (row + r >= c.rows || t >= here) continue;
+                const uint choice = choices.at(from + t);
+                out[ulong(choice) * c.rows + row + r] = swiglu_of(g.at[n][i], u.at[n][i], c.bound, weights[choice]);
+            }
+    }
+}
+
+template <class F>
+static inline void last_product_by_tiles(device const uchar* down, device const char* codes, device const float* scales, Choices choices,
+                                         device float* out, constant Chosen& c, threadgroup Tiles<F>& tiles, uint2 group, uint thread_index,
+                                         uint lane, uint simd) {
+    const uint row = group.x * TILE_ROWS, r = tile_row(lane, simd);
+    const TileOperands operands = {down, ulong(choices.expert) * c.rows + row, c.rows - row, codes, scales, c.cols / F::BLOCK};
+    for (uint from = choices.from; from < choices.to; from += TILE_TOKENS) {
+        const uint here = min(choices.to - from, TILE_TOKENS);
+        threads_meet();
+        if (thread_index < TILE_TOKENS) tiles.inputs[thread_index] = choices.at(from + min(thread_index, here - 1));
+        const TileValues<float> dots = tile_dots<F>(tiles, operands, here, thread_index, lane, simd);
+        UNROLL for (uint n = 0; n < TOKEN_SIDES; n++)
+            UNROLL for (uint i = 0; i < 4; i++) {
+                const uint t = tile_token(n, i, lane);
+                if (row + r < c.rows && t < here) out[ulong(choices.at(from + t)) * c.rows + row + r] = dots.at[n][i];
+            }
+    }
+}
+
 #define EXPERTS(suffix, F, ROWS, TOKENS)                                                                                              \
     kernel void gate_up_##suffix(device const uchar* gate [[buffer(0)]], device const uchar* up [[buffer(1)]],                        \
                                  device const char* codes [[buffer(2)]], device const float* scales [[buffer(3)]],                    \
@@ -96,6 +141,30 @@ EXPERTS(q2_k_many, Q2_K, 1, 8)
 EXPERTS(q4_k_many, Q4_K, 1, 8)
 EXPERTS(iq2_xxs_many, IQ2_XXS, 1, 8)
 EXPERTS(mxfp4_many, MXFP4, 1, 8)
+
+#define EXPERTS_BY_TILES(suffix, F)                                                                                            \
+    kernel void gate_up_##suffix(device const uchar* gate [[buffer(0)]], device const uchar* up [[buffer(1)]],                 \
+                                 device const char* codes [[buffer(2)]], device const float* scales [[buffer(3)]],             \
+                                 device const uint* experts [[buffer(4)]], device const uint* order [[buffer(5)]],             \
+                                 device const uint* starts [[buffer(6)]], device const float* weights [[buffer(7)]],           \
+                                 device float* out [[buffer(8)]], constant Chosen& c [[buffer(9)]], PLACE) {                   \
+        SHARED(Tiles<F>, tiles, [1]);                                                                                          \
+        const Choices choices = Choices::of(experts, order, starts, c.grouped, group.y);                                       \
+        gate_and_up_by_tiles<F>(gate, up, codes, scales, choices, weights, out, c, tiles[0], group, thread_index, lane, simd); \
+    }                                                                                                                          \
+    kernel void down_##suffix(device const uchar* down [[buffer(0)]], device const char* codes [[buffer(1)]],                  \
+                              device const float* scales [[buffer(2)]], device const uint* experts [[buffer(3)]],              \
+                              device const uint* order [[buffer(4)]], device const uint* starts [[buffer(5)]],                 \
+                              device float* out [[buffer(6)]], constant Chosen& c [[buffer(7)]], PLACE) {                      \
+        SHARED(Tiles<F>, tiles, [1]);                                                                                          \
+        const Choices choices = Choices::of(experts, order, starts, c.grouped, group.y);                                       \
+        last_product_by_tiles<F>(down, codes, scales, choices, out, c, tiles[0], group, thread_index, lane, simd);             \
+    }
+EXPERTS_BY_TILES(q8_0_tiles, Q8_0)
+EXPERTS_BY_TILES(q2_k_tiles, Q2_K)
+EXPERTS_BY_TILES(q4_k_tiles, Q4_K)
+EXPERTS_BY_TILES(iq2_xxs_tiles, IQ2_XXS)
+EXPERTS_BY_TILES(mxfp4_tiles, MXFP4)
 
 struct Swiglu {
     uint count;

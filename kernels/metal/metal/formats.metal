@@ -2,6 +2,9 @@
 //
 // A matrix lies as in the file, which is mapped and not copied: blocks of 17 to 144 bytes, so that words come from halves or bytes.
 
+// A format has for a block: `scales`, and for each piece of 32 weights `word` i with the codes 4i to 4i + 3, `step` and `minimum` of a group of 16.
+// LARGEST: a code times its step is no larger.
+
 // 32 weights: `codes` four to a word, in groups of 16 with a step each, and the groups' minimums.
 struct Piece {
     uint codes[8];
@@ -22,110 +25,90 @@ DEVICE uint load_u32(device const uchar* at) {  // 2-aligned
     return uint(parts[0]) | uint(parts[1]) << 16;
 }
 
-DEVICE Piece plain_piece() {
-    Piece p;
-    p.step[0] = p.step[1] = 1;
-    p.minimum[0] = p.minimum[1] = 0;
-    return p;
-}
-
 struct Q8_0 {
-    enum { BLOCK = 32, BYTES = 34, MINIMUMS = 0 };
+    enum { BLOCK = 32, BYTES = 34, MINIMUMS = 0, LARGEST = 128 };
     static Scales scales(device const uchar* block) { return {half_to_float(load_u16(block)), 0.0f}; }
-    static Piece piece(device const uchar* block, uint) {
-        Piece p = plain_piece();
-        for (uint i = 0; i < 8; i++) p.codes[i] = load_u32(block + 2 + 4 * i);
-        return p;
-    }
+    static uint word(device const uchar* block, uint, uint i) { return load_u32(block + 2 + 4 * i); }
+    static int step(device const uchar*, uint, uint) { return 1; }
+    static int minimum(device const uchar*, uint, uint) { return 0; }
 };
 
 // 16 bytes of scale and minimum nibbles, 64 bytes of codes, two halves. 128 values share 32 bytes, two bits each.
 struct Q2_K {
-    enum { BLOCK = 256, BYTES = 84, MINIMUMS = 1 };
+    enum { BLOCK = 256, BYTES = 84, MINIMUMS = 1, LARGEST = 3 * 15 };
     static Scales scales(device const uchar* block) { return {half_to_float(load_u16(block + 80)), half_to_float(load_u16(block + 82))}; }
-    static Piece piece(device const uchar* block, uint part) {
-        Piece p;
-        device const uchar* codes = block + 16 + (part >> 2) * 32;
-        const uint shift = 2 * (part & 3);
-        for (uint i = 0; i < 8; i++) p.codes[i] = load_u32(codes + 4 * i) >> shift & 0x03030303u;
-        for (uint group = 0; group < 2; group++) {
-            const int scale = block[2 * part + group];
-            p.step[group] = scale & 15;
-            p.minimum[group] = scale >> 4;
-        }
-        return p;
+    static uint word(device const uchar* block, uint part, uint i) {
+        return load_u32(block + 16 + (part >> 2) * 32 + 4 * i) >> (2 * (part & 3)) & 0x03030303u;
     }
+    static int step(device const uchar* block, uint part, uint group) { return block[2 * part + group] & 15; }
+    static int minimum(device const uchar* block, uint part, uint group) { return block[2 * part + group] >> 4; }
 };
 
 // Two halves, 12 bytes of packed six-bit scales and minimums, 128 bytes of codes. 64 values share 32 bytes, low nibbles first.
 struct Q4_K {
-    enum { BLOCK = 256, BYTES = 144, MINIMUMS = 1 };
+    enum { BLOCK = 256, BYTES = 144, MINIMUMS = 1, LARGEST = 15 * 63 };
     static Scales scales(device const uchar* block) { return {half_to_float(load_u16(block)), half_to_float(load_u16(block + 2))}; }
-    static Piece piece(device const uchar* block, uint part) {
-        Piece p;
+    static uint word(device const uchar* block, uint part, uint i) {
+        return load_u32(block + 16 + (part >> 1) * 32 + 4 * i) >> (4 * (part & 1)) & 0x0f0f0f0fu;
+    }
+    static int step(device const uchar* block, uint part, uint) {
         device const uchar* packed = block + 4;
-        device const uchar* codes = block + 16 + (part >> 1) * 32;
-        const uint shift = 4 * (part & 1);
-        for (uint i = 0; i < 8; i++) p.codes[i] = load_u32(codes + 4 * i) >> shift & 0x0f0f0f0fu;
-        int step, minimum;
-        if (part < 4) {
-            step = packed[part] & 63;
-            minimum = packed[part + 4] & 63;
-        } else {
-            step = (packed[part + 4] & 15) | (packed[part - 4] >> 6 << 4);
-            minimum = (packed[part + 4] >> 4) | (packed[part] >> 6 << 4);
-        }
-        p.step[0] = p.step[1] = step;
-        p.minimum[0] = p.minimum[1] = minimum;
-        return p;
+        return part < 4 ? packed[part] & 63 : (packed[part + 4] & 15) | (packed[part - 4] >> 6 << 4);
+    }
+    static int minimum(device const uchar* block, uint part, uint) {
+        device const uchar* packed = block + 4;
+        return part < 4 ? packed[part + 4] & 63 : (packed[part + 4] >> 4) | (packed[part] >> 6 << 4);
     }
 };
 
 // A half, then 8 bytes per 32 values: four grid indices, 28 bits of signs and 4 of scale. The step is an odd integer; an eighth completes it.
 struct IQ2_XXS {
-    enum { BLOCK = 256, BYTES = 66, MINIMUMS = 0 };
+    enum { BLOCK = 256, BYTES = 66, MINIMUMS = 0, LARGEST = 43 * 31 };
     static Scales scales(device const uchar* block) { return {half_to_float(load_u16(block)) * 0.125f, 0.0f}; }
     // The byte 0xff where a sign bit of the nibble is set.
     static uint negative(uint nibble) { return ((nibble * 0x00204081u) & 0x01010101u) * 0xffu; }
-    static Piece piece(device const uchar* block, uint part) {
-        Piece p = plain_piece();
-        const uint indices = load_u32(block + 2 + 8 * part), tail = load_u32(block + 2 + 8 * part + 4);
-        for (uint k = 0; k < 4; k++) {
-            const uint2 magnitudes = IQ2_GRID[indices >> (8 * k) & 255];
-            // The eighth sign is the parity of the seven that are stored.
-            const uint seven = tail >> (7 * k) & 127, signs = seven | (popcount(seven) & 1) << 7;
-            const uint low = negative(signs & 15), high = negative(signs >> 4);
-            // Two's complement per byte: magnitudes are 8, 25 or 43, so that no byte carries into the next.
-            p.codes[2 * k] = (magnitudes.x ^ low) + (low & 0x01010101u);
-            p.codes[2 * k + 1] = (magnitudes.y ^ high) + (high & 0x01010101u);
-        }
-        p.step[0] = p.step[1] = int(tail >> 28) * 2 + 1;
-        return p;
+    static uint word(device const uchar* block, uint part, uint i) {
+        const uint tail = load_u32(block + 2 + 8 * part + 4), k = i / 2;
+        const uint2 magnitudes = IQ2_GRID[block[2 + 8 * part + k]];
+        // The eighth sign is the parity of the seven that are stored.
+        const uint seven = tail >> (7 * k) & 127, signs = seven | (popcount(seven) & 1) << 7;
+        const uint minus = negative(i % 2 == 0 ? signs & 15 : signs >> 4);
+        // Two's complement per byte: magnitudes are 8, 25 or 43, so that no byte carries into the next.
+        return ((i % 2 == 0 ? magnitudes.x : magnitudes.y) ^ minus) + (minus & 0x01010101u);
     }
+    static int step(device const uchar* block, uint part, uint) { return (block[2 + 8 * part + 7] >> 4) * 2 + 1; }
+    static int minimum(device const uchar*, uint, uint) { return 0; }
 };
 
 // An exponent, then 16 bytes of codes, values 0 to 15 in the low nibbles. Codes are doubled to integers, which the halved power of two makes good.
 struct MXFP4 {
-    enum { BLOCK = 32, BYTES = 17, MINIMUMS = 0 };
+    enum { BLOCK = 32, BYTES = 17, MINIMUMS = 0, LARGEST = 12 };
     static Scales scales(device const uchar* block) {
         const uint e = block[0];
         return {as_type<float>(e == 0 ? 1u << 21 : e == 1 ? 1u << 22 : (e - 1) << 23), 0.0f};
     }
-    static Piece piece(device const uchar* block, uint) {
-        Piece p = plain_piece();
-        for (uint i = 0; i < 4; i++) {
-            uint low = 0, high = 0;
-            for (uint k = 0; k < 4; k++) {
-                const uint byte = block[1 + 4 * i + k];
-                low |= uint(e2m1_twice(byte & 15) & 0xff) << (8 * k);
-                high |= uint(e2m1_twice(byte >> 4) & 0xff) << (8 * k);
-            }
-            p.codes[i] = low;
-            p.codes[i + 4] = high;
+    static uint word(device const uchar* block, uint, uint i) {
+        uint codes = 0;
+        for (uint k = 0; k < 4; k++) {
+            const uint code = block[1 + 4 * (i & 3) + k] >> (i & 4) & 15;
+            codes |= uint(e2m1_twice(code) & 0xff) << (8 * k);
         }
-        return p;
+        return codes;
     }
+    static int step(device const uchar*, uint, uint) { return 1; }
+    static int minimum(device const uchar*, uint, uint) { return 0; }
 };
+
+template <class F>
+static inline Piece piece_of(device const uchar* block, uint part) {
+    Piece p;
+    for (uint i = 0; i < 8; i++) p.codes[i] = F::word(block, part, i);
+    for (uint group = 0; group < 2; group++) {
+        p.step[group] = F::step(block, part, group);
+        p.minimum[group] = F::minimum(block, part, group);
+    }
+    return p;
+}
 
 // The sum of four products of signed bytes, added to `sum`.
 DEVICE int dot_of_bytes(uint a, uint b, int sum) {

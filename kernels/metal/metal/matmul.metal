@@ -39,6 +39,34 @@ MATMUL(matmul_q4_k, Q4_K, 1, 8)
 MATMUL(matmul_iq2_xxs, IQ2_XXS, 1, 8)
 MATMUL(matmul_mxfp4, MXFP4, 1, 8)
 
+// The same for many tokens by `simdgroup_matrix`: a threadgroup per tile; grid (rows, tokens).
+template <class F>
+static inline void product_by_tiles(device const uchar* weights, device const char* codes, device const float* scales, device float* y, constant Product& c,
+                                    threadgroup Tiles<F>& tiles, uint2 group, uint thread_index, uint lane, uint simd) {
+    const uint row = group.x * TILE_ROWS, token = group.y * TILE_TOKENS, tokens_here = min(c.tokens - token, TILE_TOKENS);
+    if (thread_index < TILE_TOKENS) tiles.inputs[thread_index] = token + min(thread_index, tokens_here - 1);
+    const TileOperands operands = {weights, row, c.rows - row, codes, scales, c.cols / F::BLOCK};
+    const TileValues<float> dots = tile_dots<F>(tiles, operands, tokens_here, thread_index, lane, simd);
+    const uint r = tile_row(lane, simd);
+    UNROLL for (uint n = 0; n < TOKEN_SIDES; n++)
+        UNROLL for (uint i = 0; i < 4; i++) {
+            const uint t = tile_token(n, i, lane);
+            if (row + r < c.rows && t < tokens_here) y[ulong(token + t) * c.rows + row + r] = dots.at[n][i];
+        }
+}
+
+#define MATMUL_TILES(name, F)                                                                                                    \
+    kernel void name(device const uchar* weights [[buffer(0)]], device const char* codes [[buffer(1)]],                           \
+                     device const float* scales [[buffer(2)]], device float* y [[buffer(3)]], constant Product& c [[buffer(4)]], PLACE) { \
+        SHARED(Tiles<F>, tiles, [1]);                                                                                             \
+        product_by_tiles<F>(weights, codes, scales, y, c, tiles[0], group, thread_index, lane, simd);                             \
+    }
+MATMUL_TILES(tiles_q8_0, Q8_0)
+MATMUL_TILES(tiles_q2_k, Q2_K)
+MATMUL_TILES(tiles_q4_k, Q4_K)
+MATMUL_TILES(tiles_iq2_xxs, IQ2_XXS)
+MATMUL_TILES(tiles_mxfp4, MXFP4)
+
 struct F32 {
     enum { BYTES = 4 };
     static float load(device const uchar* row, uint i) { return reinterpret_cast<device const float*>(row)[i]; }

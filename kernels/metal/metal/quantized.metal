@@ -11,13 +11,23 @@ struct Part {
 #define STEP_BLOCKS(F) (32 * 32 / F::BLOCK)
 
 template <class F>
-static inline void note(threadgroup Part& part, Scales scales, float activation_scale, int2 dot) {
+static inline Part part_of(Scales scales, float activation_scale, int2 dot) {
+    Part part;
     part.factor = scales.d * activation_scale;
     part.dot = float(dot.x);
     // Where there is no minimum, -0 * 0 is added, which leaves every sum as it is.
     const bool minimums = F::MINIMUMS && scales.dmin != 0.0f;
     part.negative = minimums ? -(scales.dmin * activation_scale) : -0.0f;
     part.minimums = minimums ? float(dot.y) : 0.0f;
+    return part;
+}
+
+// Member by member: a structure's own assignment knows no address spaces in C++, where the emulator compiles this.
+DEVICE void put(threadgroup Part& at, Part part) {
+    at.factor = part.factor;
+    at.dot = part.dot;
+    at.negative = part.negative;
+    at.minimums = part.minimums;
 }
 
 // The dots of ROWS rows with TOKENS activations by one SIMD group: lane `row * TOKENS + token` returns its dot, the others nothing of use.
@@ -36,7 +46,7 @@ static inline float simd_dots(device const uchar* weights, ulong first_row, uint
             Scales of_block = {};
             if (block < blocks) {
                 device const uchar* at = weights + ((first_row + row) * blocks + block) * F::BYTES;
-                w = F::piece(at, piece);
+                w = piece_of<F>(at, piece);
                 of_block = F::scales(at);
             }
             for (uint token = 0; token < tokens_here; token++) {
@@ -47,7 +57,7 @@ static inline float simd_dots(device const uchar* weights, ulong first_row, uint
                     dot.x += simd_shuffle_xor(dot.x, step);
                     if (F::MINIMUMS) dot.y += simd_shuffle_xor(dot.y, step);
                 }
-                if (piece == 0 && block < blocks) note<F>(parts[(row * TOKENS + token) * STEP + mine], of_block, scales[input], dot);
+                if (piece == 0 && block < blocks) put(parts[(row * TOKENS + token) * STEP + mine], part_of<F>(of_block, scales[input], dot));
             }
         }
         lanes_meet();

@@ -104,6 +104,8 @@ impl Apple {
                 name: device.name().to_string(),
                 memory: device.recommendedMaxWorkingSetSize(),
                 shared: u32::try_from(device.maxThreadgroupMemoryLength()).unwrap_or(u32::MAX),
+                // Metal Feature Set Tables: SIMD-scoped matrix multiply operations.
+                matrices: device.supportsFamily(MTLGPUFamily::Apple7),
             };
             let state = State {
                 queue,

@@ -12,6 +12,7 @@ use crate::{Buffer, Driver, Element, Facts, Launch, MetalError, Shape, Slice};
 #[derive(Debug)]
 pub struct Device {
     driver: Arc<dyn Driver>,
+    matrices: bool,
 }
 
 impl Device {
@@ -39,7 +40,23 @@ impl Device {
     /// A device on another driver: the emulator's.
     #[must_use]
     pub fn on(driver: Arc<dyn Driver>) -> Self {
-        Self { driver }
+        let matrices = driver.facts().matrices;
+        Self { driver, matrices }
+    }
+
+    /// The same device by plain kernels alone, which give the same bits.
+    #[must_use]
+    pub fn plain(&self) -> Self {
+        Self {
+            driver: self.driver.clone(),
+            matrices: false,
+        }
+    }
+
+    /// Whether many tokens go through `simdgroup_matrix`.
+    #[must_use]
+    pub const fn matrices(&self) -> bool {
+        self.matrices
     }
 
     /// What the device is.

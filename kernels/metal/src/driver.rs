@@ -14,6 +14,8 @@ pub struct Facts {
     pub memory: u64,
     /// Largest threadgroup memory of a group, in bytes.
     pub shared: u32,
+    /// Whether its SIMD groups multiply matrices (`simdgroup_matrix`); where not, the plain kernels take prompts too.
+    pub matrices: bool,
 }
 
 impl fmt::Display for Facts {

@@ -4,43 +4,76 @@ use ds4_kernels::Format;
 
 use crate::activation::Quantized;
 use crate::error::{check, size};
+use crate::matmul::TILE_ROWS;
 use crate::matrix::{Rows, Weights};
 use crate::router::{Choices, Groups};
 use crate::{Device, MetalError, Shape, Slice};
 
 /// `EXPERT_SIMDS` of `metal/experts.metal`, times the lanes of a SIMD group.
 const THREADS: u32 = 4 * 32;
-/// Rows of a block where every choice is a group of its own, and where those of an expert are together.
+/// Rows of a block where every choice is a group of its own, and where those of an expert are together by plain kernels.
 const ONE_ROWS: usize = 4 * 4;
 const MANY_ROWS: usize = 4;
 
-/// Which choices are computed together: groups, or each by itself where they are few.
-type Together<'a> = Option<Groups<'a>>;
+/// Which choices are computed together. Any way gives the same bits.
+#[derive(Clone, Copy, Debug)]
+pub enum Together<'a> {
+    /// None: where there are few.
+    One,
+    /// Those of an expert, eight at a time.
+    Many(Groups<'a>),
+    /// Those of an expert, by `simdgroup_matrix`: where each has several.
+    Tiles(Groups<'a>),
+}
+
+impl<'a> Together<'a> {
+    /// Choices of an expert, on average, from which matrices are used: the narrowest is half full then.
+    const FULL: usize = 4;
+
+    /// The way for so many choices in groups.
+    #[must_use]
+    pub const fn of(device: &Device, groups: Groups<'a>, choices: usize) -> Self {
+        if device.matrices() && choices >= Self::FULL * (groups.starts.len() - 1) {
+            Self::Tiles(groups)
+        } else {
+            Self::Many(groups)
+        }
+    }
+
+    const fn groups(self) -> Option<Groups<'a>> {
+        match self {
+            Self::One => None,
+            Self::Many(groups) | Self::Tiles(groups) => Some(groups),
+        }
+    }
+
+    const fn rows(self) -> usize {
+        match self {
+            Self::One => ONE_ROWS,
+            Self::Many(_) => MANY_ROWS,
+            Self::Tiles(_) => TILE_ROWS,
+        }
+    }
+}
 
 /// What a launch of either kernel takes beside its operands.
 struct Launch<'a> {
     shape: Shape,
     order: Slice<'a, u32>,
     starts: Slice<'a, u32>,
-    experts: Slice<'a, u32>,
-    format: Format,
-    one: bool,
+    grouped: u32,
 }
 
 impl<'a> Launch<'a> {
-    fn new(rows: usize, format: Format, choices: Choices<'a>, groups: Together<'a>) -> Self {
-        let (of_block, count) = match groups {
-            None => (ONE_ROWS, choices.experts.len()),
-            Some(groups) => (MANY_ROWS, groups.starts.len() - 1),
-        };
+    fn new(rows: usize, choices: Choices<'a>, together: Together<'a>) -> Self {
+        let groups = together.groups();
+        let count = groups.map_or(choices.experts.len(), |groups| groups.starts.len() - 1);
         Self {
-            shape: Shape::grid(rows.div_ceil(of_block), count, THREADS),
+            shape: Shape::grid(rows.div_ceil(together.rows()), count, THREADS),
             // Where choices are alone the kernel reads neither list; a buffer must be there all the same.
             order: groups.map_or(choices.experts, |groups| groups.order),
             starts: groups.map_or(choices.experts, |groups| groups.starts),
-            experts: choices.experts,
-            format,
-            one: groups.is_none(),
+            grouped: groups.is_some().into(),
         }
     }
 }
@@ -57,7 +90,7 @@ pub fn gate_up(
     n_ff: usize,
     x: Quantized<'_>,
     choices: Choices<'_>,
-    groups: Together<'_>,
+    together: Together<'_>,
     clamp: f32,
     out: Slice<'_, f32>,
 ) -> Result<(), MetalError> {
@@ -78,18 +111,23 @@ pub fn gate_up(
         });
     }
     let out = out.exactly(NAME, "out", choices.experts.len() * n_ff)?;
-    let launch = Launch::new(n_ff, gate.format(), choices, groups);
-    let kernel = match (launch.format, launch.one) {
-        (Format::Q8_0, true) => Device::gate_up_q8_0_one,
-        (Format::Q2K, true) => Device::gate_up_q2_k_one,
-        (Format::Q4K, true) => Device::gate_up_q4_k_one,
-        (Format::Iq2Xxs, true) => Device::gate_up_iq2_xxs_one,
-        (Format::Mxfp4, true) => Device::gate_up_mxfp4_one,
-        (Format::Q8_0, false) => Device::gate_up_q8_0_many,
-        (Format::Q2K, false) => Device::gate_up_q2_k_many,
-        (Format::Q4K, false) => Device::gate_up_q4_k_many,
-        (Format::Iq2Xxs, false) => Device::gate_up_iq2_xxs_many,
-        (Format::Mxfp4, false) => Device::gate_up_mxfp4_many,
+    let launch = Launch::new(n_ff, choices, together);
+    let kernel = match (gate.format(), together) {
+        (Format::Q8_0, Together::One) => Device::gate_up_q8_0_one,
+        (Format::Q2K, Together::One) => Device::gate_up_q2_k_one,
+        (Format::Q4K, Together::One) => Device::gate_up_q4_k_one,
+        (Format::Iq2Xxs, Together::One) => Device::gate_up_iq2_xxs_one,
+        (Format::Mxfp4, Together::One) => Device::gate_up_mxfp4_one,
+        (Format::Q8_0, Together::Many(_)) => Device::gate_up_q8_0_many,
+        (Format::Q2K, Together::Many(_)) => Device::gate_up_q2_k_many,
+        (Format::Q4K, Together::Many(_)) => Device::gate_up_q4_k_many,
+        (Format::Iq2Xxs, Together::Many(_)) => Device::gate_up_iq2_xxs_many,
+        (Format::Mxfp4, Together::Many(_)) => Device::gate_up_mxfp4_many,
+        (Format::Q8_0, Together::Tiles(_)) => Device::gate_up_q8_0_tiles,
+        (Format::Q2K, Together::Tiles(_)) => Device::gate_up_q2_k_tiles,
+        (Format::Q4K, Together::Tiles(_)) => Device::gate_up_q4_k_tiles,
+        (Format::Iq2Xxs, Together::Tiles(_)) => Device::gate_up_iq2_xxs_tiles,
+        (Format::Mxfp4, Together::Tiles(_)) => Device::gate_up_mxfp4_tiles,
         (format, _) => {
             return Err(MetalError::Format {
                 operation: NAME,
@@ -105,7 +143,7 @@ pub fn gate_up(
         up.bytes.into(),
         x.codes.into(),
         x.scales.into(),
-        launch.experts.into(),
+        choices.experts.into(),
         launch.order.into(),
         launch.starts.into(),
         choices.weights.into(),
@@ -113,7 +151,7 @@ pub fn gate_up(
         size(NAME, "rows", n_ff)?,
         size(NAME, "columns", gate.cols)?,
         size(NAME, "experts of a token", choices.used)?,
-        (!launch.one).into(),
+        launch.grouped,
         clamp,
     )
 }
@@ -128,7 +166,7 @@ pub fn down(
     n_embd: usize,
     x: Quantized<'_>,
     choices: Choices<'_>,
-    groups: Together<'_>,
+    together: Together<'_>,
     out: Slice<'_, f32>,
 ) -> Result<(), MetalError> {
     const NAME: &str = "down";
@@ -141,18 +179,23 @@ pub fn down(
         x.codes.len() / x.cols,
     )?;
     let out = out.exactly(NAME, "out", choices.experts.len() * n_embd)?;
-    let launch = Launch::new(n_embd, weights.format, choices, groups);
-    let kernel = match (launch.format, launch.one) {
-        (Format::Q8_0, true) => Device::down_q8_0_one,
-        (Format::Q2K, true) => Device::down_q2_k_one,
-        (Format::Q4K, true) => Device::down_q4_k_one,
-        (Format::Iq2Xxs, true) => Device::down_iq2_xxs_one,
-        (Format::Mxfp4, true) => Device::down_mxfp4_one,
-        (Format::Q8_0, false) => Device::down_q8_0_many,
-        (Format::Q2K, false) => Device::down_q2_k_many,
-        (Format::Q4K, false) => Device::down_q4_k_many,
-        (Format::Iq2Xxs, false) => Device::down_iq2_xxs_many,
-        (Format::Mxfp4, false) => Device::down_mxfp4_many,
+    let launch = Launch::new(n_embd, choices, together);
+    let kernel = match (weights.format, together) {
+        (Format::Q8_0, Together::One) => Device::down_q8_0_one,
+        (Format::Q2K, Together::One) => Device::down_q2_k_one,
+        (Format::Q4K, Together::One) => Device::down_q4_k_one,
+        (Format::Iq2Xxs, Together::One) => Device::down_iq2_xxs_one,
+        (Format::Mxfp4, Together::One) => Device::down_mxfp4_one,
+        (Format::Q8_0, Together::Many(_)) => Device::down_q8_0_many,
+        (Format::Q2K, Together::Many(_)) => Device::down_q2_k_many,
+        (Format::Q4K, Together::Many(_)) => Device::down_q4_k_many,
+        (Format::Iq2Xxs, Together::Many(_)) => Device::down_iq2_xxs_many,
+        (Format::Mxfp4, Together::Many(_)) => Device::down_mxfp4_many,
+        (Format::Q8_0, Together::Tiles(_)) => Device::down_q8_0_tiles,
+        (Format::Q2K, Together::Tiles(_)) => Device::down_q2_k_tiles,
+        (Format::Q4K, Together::Tiles(_)) => Device::down_q4_k_tiles,
+        (Format::Iq2Xxs, Together::Tiles(_)) => Device::down_iq2_xxs_tiles,
+        (Format::Mxfp4, Together::Tiles(_)) => Device::down_mxfp4_tiles,
         (format, _) => {
             return Err(MetalError::Format {
                 operation: NAME,
@@ -166,14 +209,14 @@ pub fn down(
         weights.bytes.into(),
         x.codes.into(),
         x.scales.into(),
-        launch.experts.into(),
+        choices.experts.into(),
         launch.order.into(),
         launch.starts.into(),
         out.into(),
         size(NAME, "rows", n_embd)?,
         size(NAME, "columns", weights.cols)?,
         size(NAME, "experts of a token", choices.used)?,
-        (!launch.one).into(),
+        launch.grouped,
         0.0,
     )
 }

@@ -2,7 +2,8 @@
 //!
 //! `metal/` has the kernels, one file per family; the module of the same name here checks shapes and launches them. Every kernel gives the bits of its scalar
 //! reference in `ds4-kernels`: integers are exact, the order of every addition is fixed, and the functions are the same fixed polynomials. What is f64 in
-//! the reference is f64 here, by integers.
+//! the reference is f64 here, by integers. Products of many tokens go through `simdgroup_matrix` (`tiles.metal`) where the device has it; the plain kernels
+//! give the same bits.
 //!
 //! All host code but [`Driver`]'s implementation for macOS is plain Rust: shapes, launches and memory are those that the emulator of `ds4-emu` runs on any
 //! machine. Nothing of Metal is needed to build; [`Device::open`] says what is missing.

@@ -9,6 +9,7 @@ const FILES: &[(&str, &str)] = &[
     ("f64.metal", include_str!("../metal/f64.metal")),
     ("formats.metal", include_str!("../metal/formats.metal")),
     ("quantized.metal", include_str!("../metal/quantized.metal")),
+    ("tiles.metal", include_str!("../metal/tiles.metal")),
     ("activation.metal", include_str!("../metal/activation.metal")),
     ("attention.metal", include_str!("../metal/attention.metal")),
     ("codec.metal", include_str!("../metal/codec.metal")),

@@ -1,16 +1,21 @@
 //! The device computes what the CPU computes, bit for bit.
 
+use std::sync::Arc;
+
 use ds4_gguf::LayerSpan;
 use ds4_model::{ModelSlice, Part};
 
 use crate::model::{decode, empty, run};
-use crate::support::{Model, assert_bits, tokens, turn};
+use crate::support::{Model, Turn, assert_bits, tokens, turn};
 
 /// Prefill in chunks, then some tokens one by one, on both back ends.
 fn check(model: &Model, count: usize, chunk: usize) {
-    let turn = turn();
+    check_on(&turn(), model, count, chunk);
+}
+
+fn check_on(turn: &Turn, model: &Model, count: usize, chunk: usize) {
     let span = LayerSpan::full(model.cpu(LayerSpan::full(1)).info().config.n_layer);
-    let (cpu, metal) = (model.cpu(span), model.metal(span, &turn));
+    let (cpu, metal) = (model.cpu(span), model.metal(span, turn));
     let tokens = tokens(count, cpu.info().config.n_vocab);
     let (mut expected, mut found) = (empty(&cpu, span), empty(&metal, span));
     let a = run(&cpu, &tokens, count, &mut [&mut expected]);
@@ -33,6 +38,34 @@ fn check(model: &Model, count: usize, chunk: usize) {
 #[test]
 fn the_model_with_every_kind_of_layer_has_the_bits_of_the_cpu() {
     check(&Model::golden(), 130, 130);
+}
+
+/// Launches by `simdgroup_matrix`: of matrices that are alone, and of both products of the experts.
+fn by_matrices(turn: &Turn) -> [usize; 3] {
+    let of = |part: &str| turn.emulator.launches(part);
+    let experts = ["gate_up", "down"].map(|kernel| {
+        let of_format = |format| of(&format!("{kernel}_{format}_tiles"));
+        ["q8_0", "q2_k", "q4_k", "iq2_xxs", "mxfp4"]
+            .into_iter()
+            .map(of_format)
+            .sum()
+    });
+    [of("tiles_"), experts[0], experts[1]]
+}
+
+#[test]
+fn prompts_go_through_matrices_where_the_device_has_them_and_give_the_same_bits_where_not() {
+    let mut turn = turn();
+    let before = by_matrices(&turn);
+    check_on(&turn, &Model::golden(), 40, 33);
+    let with = by_matrices(&turn);
+    assert!(
+        with.iter().zip(before).all(|(with, before)| *with > before),
+        "{with:?}"
+    );
+    turn.device = Arc::new(turn.device.plain());
+    check_on(&turn, &Model::golden(), 40, 33);
+    assert_eq!(by_matrices(&turn), with);
 }
 
 #[test]

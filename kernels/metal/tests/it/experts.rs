@@ -2,10 +2,11 @@
 
 use ds4_kernels::ops::experts::{Routing, probabilities, swiglu};
 use ds4_kernels::{Activations, Backend, Choice, Experts, Form, Format, Scalar};
+use ds4_kernels_metal::Device;
 use ds4_kernels_metal::activation::{Quantized, quantize};
+use ds4_kernels_metal::experts::{self, Together};
 use ds4_kernels_metal::matrix::Weights;
 use ds4_kernels_metal::router::{By, Choices, Groups, group, route};
-use ds4_kernels_metal::{Device, experts};
 
 use crate::support::{Bench, Random, assert_bits, bench, matrix, rows};
 
@@ -105,6 +106,11 @@ fn quantized<'a>(
     quantize(device, Form::of(format), cols, x, codes.all(), scales).unwrap()
 }
 
+/// Choices one by one, and grouped.
+fn ways(groups: Groups<'_>) -> [Together<'_>; 3] {
+    [Together::One, Together::Many(groups), Together::Tiles(groups)]
+}
+
 fn check(bench: &Bench, case: &Case) {
     let mut random = Random(case.tokens as u64);
     let Case {
@@ -160,7 +166,7 @@ fn check(bench: &Bench, case: &Case) {
             starts: starts.all(),
         };
         group(device, ids.all(), groups).unwrap();
-        for together in [None, Some(groups)] {
+        for together in ways(groups) {
             let (codes, scales) = (bench.room(tokens * N_EMBD), bench.room(tokens * N_EMBD / 32));
             let q = quantized(device, case.gate, x.all(), N_EMBD, &codes, &scales);
             let h = bench.room(n * N_FF);
@@ -169,12 +175,8 @@ fn check(bench: &Bench, case: &Case) {
             let q = quantized(device, case.down, h.all(), N_FF, &codes, &scales);
             let out = bench.room(n * N_EMBD);
             experts::down(device, down.all(), N_EMBD, q, chosen, together, out.all()).unwrap();
-            let what = if together.is_some() {
-                "grouped"
-            } else {
-                "one by one"
-            };
-            assert_bits(what, &parts, &device.download(out.all()).unwrap());
+            let what = format!("{together:?}");
+            assert_bits(&what, &parts, &device.download(out.all()).unwrap());
             let sum = bench.upload(&shared);
             experts::combine(device, sum.all(), out.all(), used, N_EMBD).unwrap();
             assert_bits("sum", &expected, &device.download(sum.all()).unwrap());

@@ -7,7 +7,7 @@ use ds4_kernels::ops::norm::rms;
 use ds4_kernels_metal::norm::{self, Rotated};
 use ds4_kernels_metal::{Device, MetalError};
 
-use crate::support::Random;
+use crate::support::{Random, bench};
 
 const EPS: f32 = 1e-6;
 const ROWS: usize = 3;
@@ -139,6 +139,7 @@ fn a_pointer_into_another_address_space_does_not_compile() {
 
 #[test]
 fn what_the_host_writes_too_early_is_found() {
+    let _turn = bench();
     let emulator = Arc::new(Emulated::open().unwrap());
     let device = Device::on(emulator);
     let (from, to) = (

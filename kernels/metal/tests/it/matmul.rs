@@ -7,14 +7,15 @@ use ds4_kernels_metal::matrix::Weights;
 
 use crate::support::{Bench, Random, assert_bits, bench, matrix, rows};
 
-/// Rows and tokens that are no multiples of any tile; the last one has two steps of every format's loop and a rest.
-const SHAPES: [(usize, usize, usize); 6] = [
+/// Rows and tokens that are no multiples of any tile; 2304 columns are two steps of every format's loop and a rest.
+const SHAPES: [(usize, usize, usize); 7] = [
     (1, 256, 1),
     (17, 512, 1),
     (33, 2304, 1),
     (3, 256, 2),
     (9, 1280, 9),
     (5, 2304, 17),
+    (66, 512, 41),
 ];
 
 fn codes(values: &[f32], cols: usize, form: Form) -> (Vec<i8>, Vec<f32>) {
@@ -42,7 +43,7 @@ fn check_quantized(
     let (expected_codes, expected_scales) = codes(&values, cols, form);
     let on_device = Weights::upload(bench.device, &weights).unwrap();
     let x = bench.upload(&values);
-    bench.each_order(|device| {
+    bench.each_way(|device| {
         let (codes, scales) = (bench.room(values.len()), bench.room(expected_scales.len()));
         let q = quantize(device, form, cols, x.all(), codes.all(), scales.all()).unwrap();
         let y = bench.room(expected.len());

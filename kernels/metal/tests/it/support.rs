@@ -13,27 +13,36 @@ const ORDERS: [u64; 5] = [0, 1, 2, 3, 77];
 /// The device, one test at a time, and the emulator behind it if there is one.
 pub struct Bench {
     pub device: &'static Device,
+    /// The same without `simdgroup_matrix`.
+    pub plain: &'static Device,
     pub emulator: Option<Arc<Emulated>>,
     _turn: MutexGuard<'static, ()>,
 }
 
 /// Opens the device: the emulated one, or a real one when `DS4_METAL_TEST` is `device`.
 pub fn bench() -> Bench {
-    static DEVICE: OnceLock<(Device, Option<Arc<Emulated>>)> = OnceLock::new();
+    static DEVICE: OnceLock<(Device, Device, Option<Arc<Emulated>>)> = OnceLock::new();
     static TURN: Mutex<()> = Mutex::new(());
     let turn = TURN.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-    let (device, emulator) = DEVICE.get_or_init(|| {
-        if std::env::var("DS4_METAL_TEST").is_ok_and(|value| value == "device") {
-            return (Device::open().unwrap(), None);
-        }
-        let emulator = Arc::new(Emulated::open().unwrap());
-        (Device::on(emulator.clone()), Some(emulator))
+    let (device, plain, emulator) = DEVICE.get_or_init(|| {
+        let (device, emulator) = open();
+        let plain = device.plain();
+        (device, plain, emulator)
     });
     Bench {
         device,
+        plain,
         emulator: emulator.clone(),
         _turn: turn,
     }
+}
+
+fn open() -> (Device, Option<Arc<Emulated>>) {
+    if std::env::var("DS4_METAL_TEST").is_ok_and(|value| value == "device") {
+        return (Device::open().unwrap(), None);
+    }
+    let emulator = Arc::new(Emulated::open().unwrap());
+    (Device::on(emulator.clone()), Some(emulator))
 }
 
 impl Bench {
@@ -47,6 +56,12 @@ impl Bench {
             run(self.device);
         }
         emulator.order(0);
+    }
+
+    /// The same with `simdgroup_matrix` and without.
+    pub fn each_way(&self, mut run: impl FnMut(&Device)) {
+        let plain = self.plain;
+        self.each_order(|device| [device, plain].into_iter().for_each(&mut run));
     }
 
     pub fn upload<T: Element>(&self, values: &[T]) -> Buffer<T> {

@@ -22,6 +22,8 @@ mod operands;
 #[path = "../../../tests/it/rows.rs"]
 mod rows;
 mod support;
+#[path = "../../../tests/it/tiles.rs"]
+mod tiles;
 
 use std::panic::catch_unwind;
 use std::process::{Command, ExitCode};
@@ -119,9 +121,25 @@ const CHECKS: &[(&str, &str, fn())] = &[
         "norms of numbers of all sizes have the bits of the reference",
         rows::norms_of_numbers_of_all_sizes_have_the_bits_of_the_reference,
     ),
+    (
+        "tiles",
+        "products by matrices have the bits of the plain kernels",
+        tiles::products_by_matrices_have_the_bits_of_the_plain_kernels,
+    ),
+    (
+        "tiles",
+        "the largest sums have the bits of the reference",
+        tiles::the_largest_sums_have_the_bits_of_the_reference,
+    ),
+    (
+        "tiles",
+        "experts by matrices have the bits of the plain kernels",
+        tiles::experts_by_matrices_have_the_bits_of_the_plain_kernels,
+    ),
 ];
 
 const HELP: &str = "metal-check: runs every Metal kernel on this Mac and compares it with the scalar reference, bit for bit.
+Products of many tokens run both by simdgroup_matrix and by the plain kernels.
 
 Usage: metal-check > metal-check.md
 

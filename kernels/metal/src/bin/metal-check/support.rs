@@ -9,6 +9,8 @@ pub use crate::operands::{Random, assert_bits, matrix, rows};
 /// The device.
 pub struct Bench {
     pub device: &'static Device,
+    /// The same without `simdgroup_matrix`.
+    pub plain: &'static Device,
 }
 
 /// Opens the device, once.
@@ -18,8 +20,11 @@ pub fn device() -> Result<&'static Device, MetalError> {
 }
 
 pub fn bench() -> Bench {
+    static PLAIN: OnceLock<Device> = OnceLock::new();
+    let device = device().unwrap();
     Bench {
-        device: device().unwrap(),
+        device,
+        plain: PLAIN.get_or_init(|| device.plain()),
     }
 }
 
@@ -27,6 +32,11 @@ impl Bench {
     /// A device has one order of its own.
     pub fn each_order(&self, mut run: impl FnMut(&Device)) {
         run(self.device);
+    }
+
+    /// With `simdgroup_matrix` and without.
+    pub fn each_way(&self, run: impl FnMut(&Device)) {
+        [self.device, self.plain].into_iter().for_each(run);
     }
 
     pub fn upload<T: Element>(&self, values: &[T]) -> Buffer<T> {
