@@ -4,6 +4,7 @@ use ds4_kernels::block::Block;
 use ds4_kernels::{CodesMut, Format, dequantize_row, dot_f32};
 
 use crate::Level;
+use crate::beside::Beside;
 use crate::operands::{Put, ROWS, Rows, Token};
 
 /// The functions of one level. All of them give the bits of the scalar ones.
@@ -11,6 +12,8 @@ use crate::operands::{Put, ROWS, Rows, Token};
 pub(crate) struct Kernels {
     /// Quantised rows times quantised tokens.
     pub(crate) product: fn(&Rows<'_>, &[Token<'_>], Put<'_>),
+    /// Rows of `Q8_0` times tokens beside each other, where a level has that way.
+    pub(crate) beside: Option<fn(&Rows<'_>, &Beside, Put<'_>)>,
     /// Rows of any format times `f32` tokens.
     pub(crate) plain: fn(&Rows<'_>, &[&[f32]], Put<'_>),
     pub(crate) dot: fn(&[f32], &[f32]) -> f32,
@@ -22,6 +25,7 @@ pub(crate) struct Kernels {
 /// Without vector instructions of our own.
 const SCALAR: Kernels = Kernels {
     product: |rows, tokens, put| by_blocks(rows, tokens, Block::dot, put),
+    beside: None,
     plain: |rows, tokens, put| {
         let widen = |bytes: &[u8], out: &mut [f32]| dequantize_row(Format::F16, bytes, out);
         crate::plain::product(rows, tokens, widen, dot_f32, put);

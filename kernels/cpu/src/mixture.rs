@@ -36,10 +36,15 @@ pub(crate) fn experts(
     );
     let used = choices.len() / x.tokens();
     let chosen = by_expert(choices, experts.count);
-    let inner = activated(cpu, experts, choices, &groups(&chosen, x, |choice| choice / used));
+    let inner = activated(
+        cpu,
+        experts,
+        choices,
+        &groups(cpu, &chosen, x, |choice| choice / used),
+    );
     let inner = cpu.activations(&inner, experts.down.cols(), experts.form);
     check(&experts.down, &inner);
-    lower(cpu, experts, &groups(&chosen, &inner, |choice| choice), out);
+    lower(cpu, experts, &groups(cpu, &chosen, &inner, |choice| choice), out);
 }
 
 /// The choices of every expert, ascending.
@@ -53,6 +58,7 @@ fn by_expert(choices: &[Choice], count: usize) -> Vec<Vec<usize>> {
 
 /// The experts that were chosen at all; `token_of` a choice is its row of `x`.
 fn groups<'a>(
+    cpu: &Cpu,
     chosen: &[Vec<usize>],
     x: &'a Activations<'_>,
     token_of: impl Fn(usize) -> usize,
@@ -60,7 +66,7 @@ fn groups<'a>(
     let group = |(expert, choices): (usize, &Vec<usize>)| Group {
         expert,
         choices: choices.clone(),
-        tokens: Tokens::of(x, choices.iter().map(|choice| token_of(*choice))),
+        tokens: Tokens::of(&cpu.kernels, x, choices.iter().map(|choice| token_of(*choice))),
     };
     chosen
         .iter()

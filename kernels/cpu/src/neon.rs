@@ -22,6 +22,7 @@ const WIDTH: usize = 4;
 pub(crate) const KERNELS: Kernels = Kernels {
     // SAFETY: `Kernels::of` gives these functions out only where the features were detected.
     product: |rows, tokens, put| unsafe { product(rows, tokens, put) },
+    beside: None,
     plain: |rows, tokens, put| {
         let widen = |bytes: &[u8], out: &mut [f32]| dequantize_row(Format::F16, bytes, out);
         // SAFETY: as above.

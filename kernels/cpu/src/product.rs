@@ -1,9 +1,10 @@
 //! A matrix times some tokens, as tasks of a few rows.
 
 use ds4_kernels::block::GROUP;
-use ds4_kernels::{Activations, Backend, CodesMut, Form, Matrix, Q8_BLOCK, Q8K_BLOCK};
+use ds4_kernels::{Activations, Backend, CodesMut, Form, Format, Matrix, Q8_BLOCK, Q8K_BLOCK};
 
 use crate::Cpu;
+use crate::beside::Beside;
 use crate::kernels::Kernels;
 use crate::operands::{Put, ROWS, Rows, Token, part};
 use crate::shared::Shared;
@@ -17,23 +18,33 @@ const TASK_BYTES: usize = 32 << 10;
 
 /// The tokens of a product, in the form that its kernel takes.
 pub(crate) enum Tokens<'a> {
-    Quantised(Vec<Token<'a>>),
+    Quantised {
+        tokens: Vec<Token<'a>>,
+        beside: Option<Beside>,
+    },
     Plain(Vec<&'a [f32]>),
 }
 
 impl<'a> Tokens<'a> {
-    /// The tokens of `x` that `which` names, in that order; nothing is copied.
-    pub(crate) fn of(x: &'a Activations<'_>, which: impl Iterator<Item = usize>) -> Self {
+    /// The tokens of `x` that `which` names, in that order.
+    pub(crate) fn of(kernels: &Kernels, x: &'a Activations<'_>, which: impl Iterator<Item = usize>) -> Self {
         match x {
             Activations::F32 { cols, values } => Self::Plain(which.map(|i| part(values, *cols, i)).collect()),
-            Activations::Q8 { .. } => Self::Quantised(which.map(|i| Token::of(x, i)).collect()),
+            Activations::Q8 { block, .. } => {
+                let tokens: Vec<_> = which.map(|i| Token::of(x, i)).collect();
+                let beside = kernels.beside.and_then(|_| Beside::of(&tokens, *block));
+                Self::Quantised { tokens, beside }
+            }
         }
     }
 
     /// Multiplies `rows` with all tokens.
     pub(crate) fn times(&self, kernels: &Kernels, rows: &Rows<'_>, put: Put<'_>) {
         match self {
-            Self::Quantised(tokens) => (kernels.product)(rows, tokens, put),
+            Self::Quantised { tokens, beside } => match (kernels.beside, beside) {
+                (Some(product), Some(beside)) if rows.format() == Format::Q8_0 => product(rows, beside, put),
+                _ => (kernels.product)(rows, tokens, put),
+            },
             Self::Plain(tokens) => (kernels.plain)(rows, tokens, put),
         }
     }
@@ -87,7 +98,13 @@ pub(crate) fn matmul(cpu: &Cpu, weights: &Matrix<'_>, groups: usize, x: &Activat
     } else {
         rows_per_task(weights, rows, cpu.threads())
     };
-    let of_group = |group| Tokens::of(x, (0..tokens).map(move |token| token * groups + group));
+    let of_group = |group| {
+        Tokens::of(
+            &cpu.kernels,
+            x,
+            (0..tokens).map(move |token| token * groups + group),
+        )
+    };
     let (x, y): (Vec<_>, _) = ((0..groups).map(of_group).collect(), Shared::new(y));
     let tasks = rows.div_ceil(per_task);
     let task = |task: usize| {

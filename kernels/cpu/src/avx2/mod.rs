@@ -22,6 +22,7 @@ const FEW: usize = 3;
 pub(crate) const KERNELS: Kernels = Kernels {
     // SAFETY: `Kernels::of` gives these functions out only where the features were detected.
     product: |rows, tokens, put| unsafe { product(rows, tokens, put) },
+    beside: None,
     plain: |rows, tokens, put| {
         // SAFETY: as above.
         let widen = |bytes: &[u8], out: &mut [f32]| unsafe { widen_halves(bytes, out) };

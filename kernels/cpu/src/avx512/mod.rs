@@ -3,6 +3,7 @@
 //! Every function here is reached through [`KERNELS`], which is handed out only where the features were detected.
 
 mod ahead;
+mod beside;
 mod chunk;
 mod fold;
 mod panel;
@@ -24,6 +25,8 @@ const SLICE: usize = 512;
 pub(crate) const KERNELS: Kernels = Kernels {
     // SAFETY: `Kernels::of` gives these functions out only where all the features were detected.
     product: |rows, tokens, put| unsafe { product(rows, tokens, put) },
+    // SAFETY: as above.
+    beside: Some(|rows, tokens, put| unsafe { beside::product(rows, tokens, put) }),
     // SAFETY: as above.
     plain: |rows, tokens, put| unsafe { plain::product(rows, tokens, put) },
     // SAFETY: as above.

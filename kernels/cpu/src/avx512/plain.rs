@@ -1,11 +1,11 @@
 //! `f32` products in the 32 lanes of [`ds4_kernels::dot_f32`]: two registers a sum.
 
 use std::arch::x86_64::{
-    __m512, __mmask16, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_movehl_ps, _mm_shuffle_ps, _mm256_add_ps,
-    _mm256_castpd_ps, _mm256_castps256_ps128, _mm256_extractf128_ps, _mm256_loadu_si256,
-    _mm256_maskz_loadu_epi16, _mm512_add_ps, _mm512_castps_pd, _mm512_castps512_ps256, _mm512_cvtph_ps,
-    _mm512_extractf64x4_pd, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mask3_fmadd_ps, _mm512_maskz_loadu_ps,
-    _mm512_setzero_ps,
+    __m512, __mmask16, _MM_HINT_T1, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_movehl_ps, _mm_prefetch,
+    _mm_shuffle_ps, _mm256_add_ps, _mm256_castpd_ps, _mm256_castps256_ps128, _mm256_extractf128_ps,
+    _mm256_loadu_si256, _mm256_maskz_loadu_epi16, _mm512_add_ps, _mm512_castps_pd, _mm512_castps512_ps256,
+    _mm512_cvtph_ps, _mm512_extractf64x4_pd, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mask3_fmadd_ps,
+    _mm512_maskz_loadu_ps, _mm512_setzero_ps,
 };
 
 use ds4_kernels::{Format, LANES};
@@ -50,7 +50,9 @@ fn bytes_of(values: &[f32]) -> &[u8] {
 /// All tokens with `count` rows of `SIZE` bytes a value.
 #[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
 fn tiles<const SIZE: usize>(rows: &[&[u8]; ROWS], count: usize, tokens: &[&[f32]], put: Put<'_>) {
+    let passes = tokens.len().div_ceil(TILE_TOKENS);
     for (i, tokens) in tokens.chunks(TILE_TOKENS).enumerate() {
+        let share = Share::of(i, passes);
         let mut out = [[0.0; ROWS]; TILE_TOKENS];
         for (at, rows) in rows.as_chunks::<TILE_ROWS>().0.iter().enumerate() {
             let at = at * TILE_ROWS;
@@ -58,9 +60,9 @@ fn tiles<const SIZE: usize>(rows: &[&[u8]; ROWS], count: usize, tokens: &[&[f32]
                 break;
             }
             match *tokens {
-                [a, b, c] => tile::<SIZE, 3>(rows, &[a, b, c], at, &mut out),
-                [a, b] => tile::<SIZE, 2>(rows, &[a, b], at, &mut out),
-                [a] => tile::<SIZE, 1>(rows, &[a], at, &mut out),
+                [a, b, c] => tile::<SIZE, 3>(rows, &[a, b, c], at, share, &mut out),
+                [a, b] => tile::<SIZE, 2>(rows, &[a, b], at, share, &mut out),
+                [a] => tile::<SIZE, 1>(rows, &[a], at, share, &mut out),
                 _ => unreachable!("chunks of one to three"),
             }
         }
@@ -70,19 +72,54 @@ fn tiles<const SIZE: usize>(rows: &[&[u8]; ROWS], count: usize, tokens: &[&[f32]
     }
 }
 
+/// What a pass asks of memory meanwhile: each of several over the same rows a share of the rows that come next, so that memory works while they
+/// compute. A single pass is as fast as memory and asks for nothing.
+#[derive(Clone, Copy)]
+struct Share {
+    /// In steps of [`LANES`] values.
+    first: usize,
+    every: usize,
+}
+
+impl Share {
+    const fn of(pass: usize, passes: usize) -> Self {
+        Self {
+            first: if passes == 1 { usize::MAX } else { pass },
+            every: passes,
+        }
+    }
+}
+
+/// Asks memory for byte `at` of rows as far behind these as a task takes; they need not be there.
+#[inline]
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
+fn ask(rows: &[&[u8]; TILE_ROWS], at: usize) {
+    for row in rows {
+        let next = row.as_ptr().wrapping_add(ROWS * row.len() + at);
+        _mm_prefetch::<_MM_HINT_T1>(next.cast());
+    }
+}
+
 /// Products of four rows with `T` tokens, to lanes `at` on of `out`.
 #[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
 fn tile<const SIZE: usize, const T: usize>(
     rows: &[&[u8]; TILE_ROWS],
     tokens: &[&[f32]; T],
     at: usize,
+    share: Share,
     out: &mut [[f32; ROWS]; TILE_TOKENS],
 ) {
     let cols = tokens[0].len();
     assert!(tokens.iter().all(|x| x.len() == cols) && rows.iter().all(|row| row.len() == SIZE * cols));
     let mut sums = [[[_mm512_setzero_ps(); 2]; T]; TILE_ROWS];
     let whole = cols / LANES * LANES;
+    let mut until = share.first;
     for k in (0..whole).step_by(LANES) {
+        if until == 0 {
+            ask(rows, SIZE * k);
+            until = share.every;
+        }
+        until -= 1;
         // SAFETY: 32 values from `k` on are inside all of them.
         unsafe {
             step::<SIZE, T, 0>(rows, tokens, k, &mut sums, u16::MAX);

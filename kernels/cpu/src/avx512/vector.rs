@@ -183,7 +183,7 @@ fn product_of<const BYTES: usize, const MINIMUMS: bool, const T: usize>(
 /// Asks memory for some bytes, which need not be mapped.
 #[inline]
 #[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
-fn ask<T>(start: *const T, bytes: usize) {
+pub(super) fn ask<T>(start: *const T, bytes: usize) {
     for at in (0..bytes).step_by(64) {
         _mm_prefetch::<_MM_HINT_T0>(start.cast::<i8>().wrapping_add(at));
     }
