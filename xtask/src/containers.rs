@@ -120,7 +120,10 @@ fn refused(podman: &Podman) -> Result<()> {
         &[],
         &["synth", "--preset", "micro", "--out", "/tmp/micro.gguf"],
     );
-    let said = written.err().map(|error| format!("{error:#}")).unwrap_or_default();
+    let said = written
+        .err()
+        .map(|error| format!("{error:#}"))
+        .unwrap_or_default();
     ensure!(
         said.contains("Read-only file system"),
         "a write beside the volumes: expected a refusal, found {said:?}"

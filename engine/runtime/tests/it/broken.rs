@@ -10,6 +10,7 @@ use ds4_runtime::{
     Engine, EngineError, EngineOptions, Event, Generate, OnFailure, StageError, StageOptions, StageServer,
 };
 use tokio::net::TcpListener;
+use tonic::transport::Endpoint;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
@@ -145,7 +146,8 @@ async fn a_stage_whose_device_broke_says_so_is_unready_and_ends_and_the_prompt_i
         ask(&engine, &prompt(100)).await.unwrap().0.label(),
         "disaggregated"
     );
-    let mut health = HealthClient::connect(health).await.unwrap();
+    let health = Endpoint::from_shared(health).unwrap().connect().await.unwrap();
+    let mut health = HealthClient::new(health);
     device.set(BROKEN);
     let (decision, _) = ask(&engine, &prompt(90)).await.unwrap();
     assert!(
