@@ -49,7 +49,7 @@ def openai_chat():
 
 
 def openai_thinking():
-    asked = {"model": MODEL, "messages": MESSAGES, "max_tokens": 40, "reasoning_effort": "high", "extra_body": {"thinking": {"type": "enabled", "budget_tokens": 8}}}
+    asked = {"model": MODEL, "messages": MESSAGES, "max_tokens": 40, "temperature": 0, "reasoning_effort": "high", "extra_body": {"thinking": {"type": "enabled", "budget_tokens": 8}}}
     message = OPENAI.chat.completions.create(**asked).choices[0].message
     assert message.reasoning_content, message
     chunks = OPENAI.chat.completions.create(**asked, stream=True)
