@@ -1,5 +1,7 @@
 //! Whether bytes are a row at all: what a receiver asks before it keeps them.
 
+use std::ops::BitAnd;
+
 use super::{KV_BLOCK, indexer_row_bytes, kv_row_bytes};
 
 /// Why bytes are not a row that [`encode_kv`](super::encode_kv) or [`encode_indexer`](super::encode_indexer) can write.
@@ -52,28 +54,29 @@ pub fn check_kv(bytes: &[u8], width: usize, tail: usize) -> Result<(), RowError>
     length(bytes, kv_row_bytes(width, tail))?;
     let (codes, rest) = bytes.split_at(width - tail);
     let (exponents, rotary) = rest.split_at((width - tail) / KV_BLOCK);
-    let code = |code: u8| code & 0x7f;
-    // A maximum over all, which the compiler computes many at a time; where the fault is only matters once there is one.
-    if codes.iter().fold(0, |most, byte| most.max(code(*byte))) == 0x7f {
-        let fault = codes.iter().enumerate().find(|(_, byte)| code(**byte) == 0x7f);
-        if let Some((at, &found)) = fault {
-            return Err(RowError::Code { at, found });
-        }
+    if let Some((at, found)) = saturated(codes.iter().copied(), 0x7f) {
+        return Err(RowError::Code { at, found });
     }
     scales(exponents, KV_LEAST)?;
-    let halves = || {
-        rotary
-            .chunks_exact(2)
-            .map(|pair| u16::from_le_bytes([pair[0], pair[1]]))
-    };
-    let exponent = |half: u16| half & 0x7c00;
-    if halves().fold(0, |most, half| most.max(exponent(half))) == 0x7c00 {
-        let fault = halves().enumerate().find(|(_, half)| exponent(*half) == 0x7c00);
-        if let Some((at, found)) = fault {
-            return Err(RowError::Tail { at, found });
-        }
+    let halves = rotary
+        .chunks_exact(2)
+        .map(|pair| u16::from_le_bytes([pair[0], pair[1]]));
+    if let Some((at, found)) = saturated(halves, 0x7c00) {
+        return Err(RowError::Tail { at, found });
     }
     Ok(())
+}
+
+/// The first value that has all bits of `mask`. A maximum over all comes first, which the compiler computes many at a time: nearly always there is none.
+fn saturated<T>(values: impl Iterator<Item = T> + Clone, mask: T) -> Option<(usize, T)>
+where
+    T: Copy + Default + Ord + BitAnd<Output = T>,
+{
+    let most = values
+        .clone()
+        .fold(T::default(), |most, value| most.max(value & mask));
+    let mut numbered = values.enumerate();
+    (most == mask).then(|| numbered.find(|(_, value)| *value & mask == mask))?
 }
 
 /// Checks that `bytes` is an indexer row of `width` values; every code is a number, so only scales can be wrong.
