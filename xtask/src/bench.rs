@@ -31,7 +31,7 @@ pub enum Bench {
     Engine(engine::Engine),
     /// Bytes, tail, throughput and memory of a handoff beside a raw TCP stream; decode after it beside a local session; how soon a stage stops.
     #[command(
-        after_help = "The stage is a process of its own, with Flash's KV layout and narrow elsewhere. The report (Markdown, JSON) lies in .cache/bench/handoff."
+        after_help = "The stage is a process of its own, with Flash's KV layout and narrow elsewhere. Throughput is measured on a link of 10 Gbit/s too\nwhere one can be made: on Linux, as root. The report (Markdown, JSON) lies in .cache/bench/handoff."
     )]
     Handoff(handoff::Handoff),
     /// Prefill by two and three stages of one core each, beside one process on one core.

@@ -73,13 +73,12 @@ impl Handoff {
         let (model, rounds) = (model("flash-narrow.gguf")?, self.rounds.to_string());
         let common = [("model", model), ("rounds", rounds)];
         let with = |more: &[(&'static str, String)]| [&common[..], more].concat();
-        let clear: Throughput = pods.measure("throughput", &with(&[("made", "yes".into())]))?;
+        let made = with(&[("made", "yes".into())]);
+        let clear: Throughput = pods.measure("throughput", &made)?;
         let link = Link::make()?;
         let slowed = link
             .as_ref()
-            .map(|link| {
-                pods.measure_over::<Throughput>(Some(link), "throughput", &with(&[("made", "yes".into())]))
-            })
+            .map(|link| pods.measure_over::<Throughput>(Some(link), "throughput", &made))
             .transpose()?;
         let certificates = repository::cache()
             .join("bench/certificates")

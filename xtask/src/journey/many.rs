@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use super::operator::asked;
+use super::operator::asked_within;
 use super::world::{World, flash};
 use crate::process::{self, Started};
 use crate::{released, tools};
@@ -144,38 +144,28 @@ fn seen(world: &World<'_>, namespace: &str, operator: &Started) -> Result<()> {
 }
 
 /// What was asked of the API server meanwhile, watches aside.
-fn asked_within(world: &World<'_>, time: Duration) -> Result<Vec<String>> {
-    let before = std::fs::read_to_string(world.cluster.audit_log()?)?.len();
-    std::thread::sleep(time);
-    let text = std::fs::read_to_string(world.cluster.audit_log()?)?;
-    let events = text[before..]
-        .lines()
-        .filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let asked = events.map(|event| asked(&event).join(" "));
-    Ok(asked.filter(|asked| !asked.ends_with(" watch")).collect())
+fn loud_within(world: &World<'_>, time: Duration) -> Result<Vec<String>> {
+    let asked = asked_within(world, time)?.into_iter();
+    let loud = asked.filter(|[_, _, verb]| verb != "watch");
+    Ok(loud.map(|asked| asked.join(" ")).collect())
 }
 
 /// Waits until an operator has looked at every deployment, and until what that and the scheduler's last words led to is done.
 fn settle(world: &World<'_>, contender: &Contender<'_>) -> Result<()> {
     let start = Instant::now();
-    let all = |metrics: &str| {
-        let count = format!("{}_count", contender.metric);
-        let line = metrics.lines().find(|line| line.starts_with(&count));
-        let seen = line.and_then(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
-        seen.is_some_and(|seen| seen >= COUNT as f64)
-    };
+    let all = |metrics: &str| reconciled(metrics, contender.metric).is_some_and(|seen| seen >= COUNT as f64);
     // It does not listen from its first moment on.
     while !metrics(world).is_ok_and(|text| all(&text)) && start.elapsed() < PATIENCE {
         std::thread::sleep(Duration::from_secs(1));
     }
-    while asked_within(world, SETTLED)?.len() > COUNT / 20 && start.elapsed() < PATIENCE {}
+    while loud_within(world, SETTLED)?.len() > COUNT / 20 && start.elapsed() < PATIENCE {}
     Ok(())
 }
 
 fn at_rest(world: &World<'_>, contender: &Contender<'_>, operator: &Started) -> Result<String> {
     settle(world, contender)?;
     let cpu = cpu_seconds(operator)?;
-    let loud = asked_within(world, WINDOW)?;
+    let loud = loud_within(world, WINDOW)?;
     let share = (cpu_seconds(operator)? - cpu) / WINDOW.as_secs_f64() * 100.0;
     // The scheduler looks at pods without a node again and again; the few status changes that follow are its own.
     ensure!(
@@ -200,16 +190,23 @@ fn metrics(world: &World<'_>) -> Result<String> {
     process::output(curl.args(["-sS", &format!("http://{LISTEN}/metrics")]))
 }
 
+/// The number at the end of a line of metrics.
+fn count(line: &str) -> Option<f64> {
+    line.rsplit(' ').next().and_then(|text| text.parse().ok())
+}
+
+/// How many reconciliations a histogram has seen.
+fn reconciled(metrics: &str, histogram: &str) -> Option<f64> {
+    let name = format!("{histogram}_count");
+    metrics
+        .lines()
+        .find(|line| line.starts_with(&name))
+        .and_then(count)
+}
+
 /// The smallest bucket that holds 99 of 100 reconciliations.
 fn percentile(metrics: &str, histogram: &str) -> Result<String> {
-    let count = |line: &str| line.rsplit(' ').next().and_then(|text| text.parse::<f64>().ok());
-    let find = |name: &str| {
-        metrics
-            .lines()
-            .find(|line| line.starts_with(name))
-            .and_then(count)
-    };
-    let all = find(&format!("{histogram}_count")).context("the count")?;
+    let all = reconciled(metrics, histogram).context("the count")?;
     let bucket = metrics
         .lines()
         .filter(|line| line.starts_with(&format!("{histogram}_bucket")))

@@ -105,7 +105,7 @@ fn is_exempt(rule: &[String; 3], used: &BTreeSet<[String; 3]>) -> bool {
     resource == "ds4deployments/finalizers" || (verb == "create" && used.contains(&patch))
 }
 
-pub(super) fn asked(event: &Value) -> [String; 3] {
+fn asked(event: &Value) -> [String; 3] {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let reference = &event["objectRef"];
     let mut resource = text(&reference["resource"]);
@@ -141,20 +141,25 @@ fn allowed(world: &World<'_>) -> Result<BTreeSet<[String; 3]>> {
     Ok(all)
 }
 
+/// What is asked of the API server within some time, in the form of [`asked`].
+pub(super) fn asked_within(world: &World<'_>, time: Duration) -> Result<Vec<[String; 3]>> {
+    let before = std::fs::read_to_string(world.cluster.audit_log()?)?.len();
+    std::thread::sleep(time);
+    let text = std::fs::read_to_string(world.cluster.audit_log()?)?;
+    let events = text[before..]
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    Ok(events.map(|event| asked(&event)).collect())
+}
+
 /// At rest the operator renews its Lease and keeps its watches open, and asks for nothing else.
 pub(super) fn quiet(world: &mut World<'_>) -> Result<String> {
     const WINDOW: Duration = Duration::from_secs(30);
     world.settle(&with_window(4))?;
     std::thread::sleep(Duration::from_secs(5));
-    let before = std::fs::read_to_string(world.cluster.audit_log()?)?.len();
-    std::thread::sleep(WINDOW);
-    let text = std::fs::read_to_string(world.cluster.audit_log()?)?;
-    let events = text[before..]
-        .lines()
-        .filter_map(|line| serde_json::from_str::<Value>(line).ok());
     let (mut leases, mut loud) = (0, Vec::new());
-    for event in events {
-        match asked(&event) {
+    for asked in asked_within(world, WINDOW)? {
+        match asked {
             [_, resource, _] if resource == "leases" => leases += 1,
             [_, _, verb] if verb == "watch" => {}
             other => loud.push(other.join(" ")),
