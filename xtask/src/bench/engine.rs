@@ -146,10 +146,14 @@ impl Engine {
                 ..WHOLE
             }
         };
-        let bench = self.prepare(&cpus)?;
+        let mut bench = self.prepare(&cpus)?;
         cpus.pin()?;
+        let peer = bench.tune()?;
         let (shapes, line) = bench.locked(|| bench.ds4.machine(&bench.ours()))?;
         let mut report = bench.setting(&plan, &cpus, &shapes, &line);
+        report
+            .setting
+            .extend(peer.map(|found| ("llama.cpp".into(), found)));
         report.figures = bench.rounds(&plan, &shapes, &line)?;
         report.checks = checks::of_figures(&report.figures);
         report.checks.extend(checks::matmuls(&shapes, &line));
@@ -221,6 +225,16 @@ impl Bench {
             threads: self.threads,
             mask: self.mask.clone(),
         }
+    }
+
+    /// The peer in its fastest setting; what was found.
+    fn tune(&mut self) -> Result<Option<String>> {
+        let Some(mut llama) = self.llama.take() else {
+            return Ok(None);
+        };
+        let found = self.locked(|| llama.tune(&self.theirs()))?;
+        self.llama = Some(llama);
+        Ok(Some(found))
     }
 
     fn locked<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
