@@ -5,8 +5,8 @@ use std::ops::Range;
 use ds4_gguf::ModelConfig;
 use ds4_kernels::ops::rope::{Rope, Rotation};
 use ds4_kernels_cuda::hyper::{self, Mixing};
-use ds4_kernels_cuda::{Arena, Buffer, CudaError, Device, Segments, Slice, norm};
-use ds4_model::{Kv, KvKind, NewRows, Part};
+use ds4_kernels_cuda::{Arena, Buffer, CudaError, Device, Slice, norm};
+use ds4_model::Part;
 
 use crate::input::Input;
 use crate::load::{Hyper, Layer};
@@ -184,88 +184,6 @@ impl<'a> Pass<'a> {
     ) -> Result<(), CudaError> {
         hyper::scatter(self.device, mix, block, self.config.hc.streams, streams)
     }
-
-    /// Brings what was computed to the host: every part's KV gets the rows that came to be, in one copy, and the device's rows back.
-    pub(crate) fn finish(self, parts: &mut [Part<'_>]) -> Result<(), CudaError> {
-        let Self {
-            device,
-            arena,
-            chunks,
-            ..
-        } = self;
-        let wanted: Vec<Vec<Wanted>> = parts
-            .iter()
-            .map(|part| wanted(part.kv, part.tokens.len()))
-            .collect();
-        let total: usize = wanted.iter().flatten().map(|rows| rows.bytes).sum();
-        let (out, mut segments, mut at) = (arena.take(device, total)?, Segments::default(), 0);
-        for (chunk, wanted) in chunks.iter().zip(&wanted) {
-            for rows in wanted {
-                let of_kind = &chunk.session.layers[rows.index][rows.of_layer];
-                for bytes in of_kind.segments(rows.rows.clone()) {
-                    segments.push(
-                        of_kind.all().range(bytes.clone()),
-                        out.range(at..at + bytes.len()),
-                    );
-                    at += bytes.len();
-                }
-            }
-        }
-        segments.run(device, arena)?;
-        let bytes = device.download(out)?;
-        let mut from = 0;
-        for ((part, chunk), wanted) in parts.iter_mut().zip(chunks).zip(wanted) {
-            let mut new = Vec::with_capacity(wanted.len());
-            for rows in &wanted {
-                let bytes = &bytes[from..from + rows.bytes];
-                new.push(NewRows {
-                    layer: rows.layer,
-                    kind: rows.kind,
-                    first: rows.rows.start,
-                    bytes,
-                });
-                from += rows.bytes;
-            }
-            if let Err(error) = part.kv.extend(part.tokens, &new) {
-                unreachable!("the rows asked for are those that came: {error}");
-            }
-            let mut session = chunk.session;
-            session.frontier = part.kv.frontier();
-            part.kv.on_device().put(*session);
-        }
-        Ok(())
-    }
-}
-
-/// Rows of one kind that the host lacks.
-struct Wanted {
-    layer: usize,
-    /// The layer in the session, and the kind in the layer.
-    index: usize,
-    of_layer: usize,
-    kind: KvKind,
-    rows: Range<u64>,
-    bytes: usize,
-}
-
-#[allow(clippy::cast_possible_truncation)] // rows of a pass
-fn wanted(kv: &Kv, tokens: usize) -> Vec<Wanted> {
-    let of_layer = |(index, layer): (usize, usize)| {
-        let kinds = kv.layout().kinds(layer).iter().enumerate();
-        kinds.map(move |(of_layer, kind)| {
-            let rows = kv.missing(layer, *kind, tokens);
-            let bytes = (rows.end - rows.start) as usize * kv.layout().row_bytes(layer, *kind);
-            Wanted {
-                layer,
-                index,
-                of_layer,
-                kind: *kind,
-                rows,
-                bytes,
-            }
-        })
-    };
-    kv.span().layers().enumerate().flat_map(of_layer).collect()
 }
 
 /// How a connection's numbers become a mix.

@@ -5,11 +5,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use ds4_gguf::{Gguf, LayerSpan, ModelConfig, Weights as Mapped};
 use ds4_kernels::ops::rope::Rope;
 use ds4_kernels_cuda::matrix::Weights;
-use ds4_kernels_cuda::{Arena, CudaError, Device, embedding, hyper, norm};
+use ds4_kernels_cuda::{Arena, CudaError, Device, Staging, embedding, hyper, norm};
 use ds4_model::{Hidden, KvLayout, ModelError, ModelSlice, Numerics, Part, SliceInfo, ropes, stop};
 
 use crate::input::Input;
 use crate::load::{Head, Layer, Loader, failed};
+use crate::outgoing::Outgoing;
 use crate::pass::{Pass, mixing};
 
 /// Tokens that go through all layers together: bounds the scratch memory. Any number gives the same bits.
@@ -28,6 +29,8 @@ pub struct CudaSlice {
     head: Option<Head>,
     ropes: (Rope, Rope),
     scratch: Mutex<Arena>,
+    /// Where rows arrive on the host; of one pass at a time.
+    staging: Mutex<Staging>,
 }
 
 impl CudaSlice {
@@ -93,6 +96,7 @@ impl CudaSlice {
             head,
             ropes: ropes(&config),
             scratch: Mutex::default(),
+            staging: Mutex::default(),
             device,
         })
     }
@@ -122,8 +126,11 @@ impl CudaSlice {
         }
         let done = self.turn(|arena| {
             let device = &*self.device;
+            let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
             let mut pass = Pass::new(device, arena, &self.info.config, &self.ropes, parts)?;
             let on_device = arena.upload(device, streams)?;
+            let mut rows = Outgoing::new(&pass, parts, &mut staging)?;
+            let (layers, long) = (span.layers().count(), pass.tokens() > BRIEF);
             for (index, number) in span.layers().enumerate() {
                 if stop::requested() {
                     return Ok(false);
@@ -134,15 +141,20 @@ impl CudaSlice {
                     &self.layers[number - self.info.span.first],
                     on_device,
                 )?;
-                // Or all layers were submitted before anybody could leave.
-                if pass.tokens() > BRIEF {
+                if long {
+                    rows.send(&pass, &(index..index + 1))?;
+                    // Or all layers were submitted before anybody could leave.
                     device.settle()?;
                 }
+            }
+            if !long {
+                // Few rows: one copy of them costs less than one for each layer.
+                rows.send(&pass, &(0..layers))?;
             }
             // The streams are read before the KV is extended: nothing is changed when a kernel failed.
             let mut computed = vec![0.0; streams.len()];
             device.read(on_device, &mut computed)?;
-            pass.finish(parts)?;
+            rows.deliver(pass, parts)?;
             streams.copy_from_slice(&computed);
             Ok(true)
         })?;

@@ -63,11 +63,12 @@ pub fn present() -> bool {
     unsafe { sys::is_culib_present() }
 }
 
-/// An open device: one stream of work, in the order of the calls.
+/// An open device: one stream of work, in the order of the calls, and one of copies to the host beside it.
 #[derive(Debug)]
 pub struct Device {
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
+    copies: Arc<CudaStream>,
     pub(crate) functions: Functions,
     facts: Facts,
     /// Where the last [`Device::settle`] stood.
@@ -92,14 +93,16 @@ impl Device {
             return Err(CudaError::NoDevice { ordinal, count });
         }
         let context = CudaContext::new(ordinal).map_err(CudaError::of("cuDevicePrimaryCtxRetain"))?;
-        // SAFETY: all work is on one stream, so no event has to order reads after writes.
+        // SAFETY: all work is on one stream, so no event has to order reads after writes; copies to the host order themselves.
         unsafe { context.disable_event_tracking() };
         let facts = facts(&context)?;
         let functions = load(&context, &facts)?;
-        let stream = context.new_stream().map_err(CudaError::of("cuStreamCreate"))?;
+        let stream = || context.new_stream().map_err(CudaError::of("cuStreamCreate"));
+        let (stream, copies) = (stream()?, stream()?);
         Ok(Self {
             context,
             stream,
+            copies,
             functions,
             facts,
             settled: Mutex::default(),
@@ -112,8 +115,17 @@ impl Device {
         &self.facts
     }
 
+    pub(crate) const fn context(&self) -> &Arc<CudaContext> {
+        &self.context
+    }
+
     pub(crate) const fn stream(&self) -> &Arc<CudaStream> {
         &self.stream
+    }
+
+    /// The stream of copies to the host.
+    pub(crate) const fn copies(&self) -> &Arc<CudaStream> {
+        &self.copies
     }
 
     /// Free and total bytes now.
@@ -276,7 +288,7 @@ impl Device {
         ))
     }
 
-    fn bind(&self) -> Result<(), CudaError> {
+    pub(crate) fn bind(&self) -> Result<(), CudaError> {
         self.context
             .bind_to_thread()
             .map_err(CudaError::of("cuCtxSetCurrent"))

@@ -10,6 +10,7 @@ mod buffer;
 mod device;
 mod error;
 mod launch;
+mod readback;
 mod segments;
 
 // Host code that reads the same for every device.
@@ -40,4 +41,5 @@ pub use error::CudaError;
 pub use error::CudaError as DeviceError;
 use launch::Shape;
 pub use launch::{Signature, TABLE};
+pub use readback::{Readback, Staging};
 pub use segments::Segments;

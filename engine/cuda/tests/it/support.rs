@@ -25,6 +25,8 @@ pub fn turn() -> Turn {
     let emulator = ds4_emu::install().unwrap();
     emulator.reset();
     emulator.order(0);
+    emulator.late(0);
+    emulator.deaf(false);
     let device = DEVICE.get_or_init(|| Arc::new(Device::open(0).unwrap())).clone();
     Turn {
         device,
