@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use ds4_gguf::{Gguf, LayerSpan, ModelConfig, Weights as Mapped};
 use ds4_kernels::ops::rope::Rope;
 use ds4_kernels_cuda::matrix::Weights;
-use ds4_kernels_cuda::{Arena, CudaError, Device, Staging, embedding, hyper, norm};
+use ds4_kernels_cuda::{Arena, CudaError, Device, Graphs, Staging, embedding, hyper, norm};
 use ds4_model::{Hidden, KvLayout, ModelError, ModelSlice, Numerics, Part, SliceInfo, ropes, stop};
 
 use crate::input::Input;
@@ -31,6 +31,8 @@ pub struct CudaSlice {
     scratch: Mutex<Arena>,
     /// Where rows arrive on the host; of one pass at a time.
     staging: Mutex<Staging>,
+    /// A graph's launches for each layer; none when they are submitted one by one.
+    graphs: Option<Mutex<Graphs>>,
 }
 
 impl CudaSlice {
@@ -97,8 +99,16 @@ impl CudaSlice {
             ropes: ropes(&config),
             scratch: Mutex::default(),
             staging: Mutex::default(),
+            graphs: Some(Mutex::default()),
             device,
         })
+    }
+
+    /// Whether a token is decoded by one graph for each layer, as it is at first, or by launches one by one. The bits are the same.
+    #[must_use]
+    pub fn by_graphs(mut self, on: bool) -> Self {
+        self.graphs = on.then(Mutex::default);
+        self
     }
 
     /// The device.
@@ -127,7 +137,11 @@ impl CudaSlice {
         let done = self.turn(|arena| {
             let device = &*self.device;
             let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
-            let mut pass = Pass::new(device, arena, &self.info.config, &self.ropes, parts)?;
+            // Of more than one token a layer has other shapes from pass to pass, and launches that take longer than to submit them.
+            let decodes = parts.iter().all(|part| part.tokens.len() == 1);
+            let graphs = self.graphs.as_ref().filter(|_| decodes);
+            let mut graphs = graphs.map(|graphs| graphs.lock().unwrap_or_else(PoisonError::into_inner));
+            let pass = Pass::new(device, arena, &self.info.config, &self.ropes, parts)?;
             let on_device = arena.upload(device, streams)?;
             let mut rows = Outgoing::new(&pass, parts, &mut staging)?;
             let (layers, long) = (span.layers().count(), pass.tokens() > BRIEF);
@@ -135,12 +149,12 @@ impl CudaSlice {
                 if stop::requested() {
                     return Ok(false);
                 }
-                pass.layer(
-                    number,
-                    index,
-                    &self.layers[number - self.info.span.first],
-                    on_device,
-                )?;
+                let weights = &self.layers[number - self.info.span.first];
+                let layer = || pass.layer(number, index, weights, on_device);
+                match &mut graphs {
+                    Some(graphs) => device.replay(graphs, number, layer)?,
+                    None => layer()?,
+                }
                 if long {
                     rows.send(&pass, &(index..index + 1))?;
                     // Or all layers were submitted before anybody could leave.

@@ -90,18 +90,22 @@ pub fn whole_model(device: &Arc<Device>, tokens: usize) -> Result<Vec<Verdict>> 
         Cpu::new(None, None)?,
         &mut |_, _| {},
     )?;
-    let cuda = CudaSlice::load(
-        &micro.gguf,
-        full,
-        Numerics::Canonical,
-        device.clone(),
-        &mut |_, _| {},
-    )?;
+    let load = || {
+        CudaSlice::load(
+            &micro.gguf,
+            full,
+            Numerics::Canonical,
+            device.clone(),
+            &mut |_, _| {},
+        )
+    };
+    let (cuda, plain) = (load()?, load()?.by_graphs(false));
     #[allow(clippy::cast_possible_truncation)] // ids of a small vocabulary
     let ids: Vec<u32> = (0..tokens).map(|i| 3 + (i * 37 % 250) as u32).collect();
     let expected = Answer::of(&cpu, &cpu, &ids, full)?;
-    let ways: [(&str, &dyn ModelSlice, &dyn ModelSlice); 3] = [
+    let ways: [(&str, &dyn ModelSlice, &dyn ModelSlice); 4] = [
         ("prefill and decode on the device", &cuda, &cuda),
+        ("the same with launches one by one", &plain, &plain),
         ("CPU stage, device decodes", &cpu, &cuda),
         ("device stage, CPU decodes", &cuda, &cpu),
     ];

@@ -7,6 +7,7 @@ use cudarc::driver::sys::{CUdevice_attribute_enum as Attribute, CUresult};
 use cudarc::driver::{CudaContext, CudaEvent, CudaStream, DevicePtr, result, sys};
 use cudarc::nvrtc::Ptx;
 
+use crate::graph::not_noted;
 use crate::launch::Functions;
 use crate::{Buffer, CudaError, Element, Slice};
 
@@ -181,6 +182,7 @@ impl Device {
     /// # Errors
     /// When the lengths differ or the copy fails.
     pub fn write<T: Element>(&self, values: &[T], to: Slice<'_, T>) -> Result<(), CudaError> {
+        not_noted("copy to the device")?;
         let to = to.exactly("copy to the device", "elements", values.len())?;
         if values.is_empty() {
             return Ok(());
@@ -196,6 +198,7 @@ impl Device {
     /// # Errors
     /// When the lengths differ, the copy fails, or a kernel before it failed.
     pub fn read<T: Element>(&self, from: Slice<'_, T>, values: &mut [T]) -> Result<(), CudaError> {
+        not_noted("copy from the device")?;
         let from = from.exactly("copy from the device", "elements", values.len())?;
         if !values.is_empty() {
             self.bind()?;
@@ -221,6 +224,7 @@ impl Device {
     /// # Errors
     /// When the lengths differ or the copy fails.
     pub fn copy<T: Element>(&self, from: Slice<'_, T>, to: Slice<'_, T>) -> Result<(), CudaError> {
+        not_noted("copy within the device")?;
         let to = to.exactly("copy within the device", "elements", from.len())?;
         if from.is_empty() {
             return Ok(());
@@ -243,6 +247,7 @@ impl Device {
     /// # Errors
     /// When a kernel failed.
     pub fn wait(&self) -> Result<(), CudaError> {
+        not_noted("wait for the device")?;
         self.stream
             .synchronize()
             .map_err(CudaError::of("cuStreamSynchronize"))
@@ -254,6 +259,7 @@ impl Device {
     /// # Errors
     /// When a kernel failed.
     pub fn settle(&self) -> Result<(), CudaError> {
+        not_noted("wait for the device")?;
         let here = self
             .stream
             .record_event(None)

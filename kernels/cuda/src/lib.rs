@@ -9,6 +9,7 @@ mod arena;
 mod buffer;
 mod device;
 mod error;
+mod graph;
 mod launch;
 mod readback;
 mod segments;
@@ -39,6 +40,7 @@ pub use device::{Device, Facts, IMAGE, present};
 pub use error::CudaError;
 /// The error by the name that code for every device uses.
 pub use error::CudaError as DeviceError;
+pub use graph::Graphs;
 use launch::Shape;
 pub use launch::{Signature, TABLE};
 pub use readback::{Readback, Staging};

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaContext, CudaStream, result};
 
+use crate::graph::not_noted;
 use crate::{CudaError, Device, Slice};
 
 /// Host memory that copies reach while the host goes on; it grows to what was asked of it and stays.
@@ -92,6 +93,7 @@ impl<'a> Readback<'a> {
     /// # Errors
     /// When there is no room for it or a call fails.
     pub fn copy(&mut self, from: Slice<'_, u8>) -> Result<(), CudaError> {
+        not_noted("copy to the host")?;
         let (len, free) = (from.len(), self.staging.len - self.used);
         if len > free {
             return Err(CudaError::Shape {

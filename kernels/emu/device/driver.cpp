@@ -51,7 +51,7 @@ struct Function {
 };
 
 size_t counts[3];  // graphs instantiated, launches of graphs, nodes changed
-bool deaf = false;  // streams do not wait for events
+bool deaf = false;  // streams do not wait for events, nodes of graphs not for those that they follow
 std::map<const char*, size_t> pinned;  // host memory that copies reach while the host goes on
 
 Result refused(const std::string& why) {
@@ -170,7 +170,7 @@ extern "C" __attribute__((visibility("default"))) void ds4EmulatorReset() {
 }
 // Bit n: work on the n-th stream that was created is done when it is waited for, as late as can be. On others it is done at once.
 extern "C" __attribute__((visibility("default"))) void ds4EmulatorLate(unsigned long long streams) { CALL; simt::set_late(streams); }
-// Streams no longer wait for events: a fault to be found.
+// Streams no longer wait for events, nor nodes of graphs for those that they follow: a fault to be found.
 extern "C" __attribute__((visibility("default"))) void ds4EmulatorDeaf(unsigned long long on) { CALL; deaf = on != 0; }
 // Graphs instantiated, launches of graphs, and nodes changed, since the process began.
 extern "C" __attribute__((visibility("default"))) void ds4EmulatorGraphs(size_t* three) { CALL; std::copy(counts, counts + 3, three); }
@@ -288,7 +288,7 @@ API cuGraphAddKernelNode_v2(void** out, void* graph, void* const* before, size_t
     CALL;
     auto launch = noted(*parameters);
     if (launch == nullptr) return INVALID_VALUE;
-    *out = static_cast<simt::Graph*>(graph)->add(std::move(launch), {before, before + count});
+    *out = static_cast<simt::Graph*>(graph)->add(std::move(launch), {before, before + (deaf ? 0 : count)});
     return *out == nullptr ? refused("a node that follows one of another graph") : SUCCESS;
 }
 API cuGraphInstantiateWithFlags(void** out, void* graph, unsigned long long) {

@@ -148,7 +148,7 @@ impl Emulator {
         self.control::<u64>(b"ds4EmulatorLate", streams);
     }
 
-    /// Whether streams pass events that they should wait for: who relies on the order of two streams must see that it is gone.
+    /// Whether streams pass events that they should wait for, and graphs are made without their edges: who relies on that order must see that it is gone.
     pub fn deaf(&self, on: bool) {
         self.control::<u64>(b"ds4EmulatorDeaf", u64::from(on));
     }

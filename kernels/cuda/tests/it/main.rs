@@ -1,6 +1,7 @@
 //! The host's side of a launch on the emulated device. What the kernels compute is compared in `kernels/suite`.
 #![allow(clippy::unwrap_used)]
 
+mod graph;
 mod readback;
 mod refusals;
 mod support;
