@@ -176,15 +176,15 @@ impl CudaSlice {
     }
 }
 
-/// Weights, and a tenth of them for sessions and scratch, must fit what is free.
+/// Weights, and a tenth of them for sessions and scratch, which takes a block at least, must fit what is free.
 fn check_room(device: &Device, weights: u64) -> Result<(), CudaError> {
     let (free, total) = device.memory()?;
-    let asked = weights + weights / 10;
+    let asked = weights + (weights / 10).max(Arena::BLOCK as u64);
     if asked <= free {
         return Ok(());
     }
     Err(CudaError::Memory {
-        what: "a model's weights with a tenth more for sessions and scratch",
+        what: "a model's weights with room for sessions and scratch",
         asked,
         free,
         total,
