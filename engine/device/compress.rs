@@ -13,7 +13,7 @@ use crate::pass::{Pass, Widened};
 impl<'a> Pass<'a> {
     /// Appends the compressor's state of every token, and a row of each kind for every group that completes.
     pub(crate) fn compressed(
-        &mut self,
+        &self,
         number: usize,
         index: usize,
         weights: &Attention,
@@ -43,7 +43,7 @@ impl<'a> Pass<'a> {
     }
 
     fn compress(
-        &mut self,
+        &self,
         number: usize,
         index: usize,
         compressor: &Compressor,
@@ -57,11 +57,10 @@ impl<'a> Pass<'a> {
             let mark = self.arena.mark();
             let groups = self.chunks[chunk].groups(ratio);
             let rows = self.pooled(number, index, chunk, compressor, state, values, gates)?;
-            let of_layer = &mut self.chunks[chunk].session.layers[index];
-            let Some(kept) = of_layer.iter_mut().find(|rows| rows.kind == kind) else {
+            let of_layer = &self.chunks[chunk].session.layers[index];
+            let Some(kept) = of_layer.iter().find(|rows| rows.kind == kind) else {
                 unreachable!("layer {number} keeps {kind} rows");
             };
-            kept.reserve(self.device, groups.end)?;
             let (to, dim) = (
                 Ring {
                     bytes: kept.all(),
@@ -92,6 +91,7 @@ impl<'a> Pass<'a> {
     ) -> Result<Slice<'a, f32>, DeviceError> {
         let (width, out_width) = (compressor.values.rows(), compressor.norm.len());
         let ratio = self.config.ratios[number] as usize;
+        let rotations = self.rotations_of_groups(chunk, self.config.ratios[number])?;
         let chunk = &self.chunks[chunk];
         let (range, tokens) = (chunk.range.clone(), chunk.range.len());
         let Some(own) = chunk.session.layers[index].iter().find(|rows| rows.kind == state) else {
@@ -120,7 +120,6 @@ impl<'a> Pass<'a> {
         let out = self.take((groups.end - groups.start) as usize * out_width)?;
         pool(self.device, rows, groups.start, out_width, out)?;
         norm::rms(self.device, out, compressor.norm.all(), self.config.rms_eps, out)?;
-        let rotations = self.rotations_at(groups.map(|group| group * ratio as u64))?;
         let rotary = self.config.n_rot;
         norm::rotate(
             self.device,

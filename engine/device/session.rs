@@ -38,13 +38,27 @@ fn slots(config: &ModelConfig, layer: usize, kind: KvKind) -> usize {
 }
 
 impl Session {
-    /// What the device keeps for `kv`, taken out of it; made anew from the host's rows when there is nothing, or something older.
-    pub(crate) fn of(device: &Device, config: &ModelConfig, kv: &mut Kv) -> Result<Box<Self>, DeviceError> {
+    /// What the device keeps for `kv`, taken out of it; made anew from the host's rows when there is nothing, or something older. It has room for
+    /// `tokens` more tokens.
+    pub(crate) fn of(
+        device: &Device,
+        config: &ModelConfig,
+        kv: &mut Kv,
+        tokens: usize,
+    ) -> Result<Box<Self>, DeviceError> {
         let frontier = kv.frontier();
-        match kv.on_device().take::<Self>() {
-            Some(session) if session.frontier == frontier => Ok(session),
-            _ => Self::upload(device, config, kv).map(Box::new),
+        let mut session = match kv.on_device().take::<Self>() {
+            Some(session) if session.frontier == frontier => session,
+            _ => Box::new(Self::upload(device, config, kv)?),
+        };
+        for (number, layer) in kv.span().layers().zip(&mut session.layers) {
+            // A layer without compression has no rows that it adds to.
+            let groups = (frontier + tokens as u64) / u64::from(config.ratios[number].max(1));
+            for rows in layer {
+                rows.reserve(device, groups)?;
+            }
         }
+        Ok(session)
     }
 
     fn upload(device: &Device, config: &ModelConfig, kv: &Kv) -> Result<Self, DeviceError> {
@@ -91,7 +105,7 @@ impl Rows {
     }
 
     /// Makes room for rows before `end`, where none is ever forgotten.
-    pub(crate) fn reserve(&mut self, device: &Device, end: u64) -> Result<(), DeviceError> {
+    fn reserve(&mut self, device: &Device, end: u64) -> Result<(), DeviceError> {
         let needed = usize::try_from(end)
             .unwrap_or(usize::MAX)
             .saturating_mul(self.row);

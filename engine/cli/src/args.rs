@@ -99,6 +99,25 @@ impl BackendArgument {
     }
 }
 
+/// How a CUDA device is told to decode a token.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub(crate) enum CudaGraphArgument {
+    /// By one graph for each layer.
+    On,
+    /// By launches one by one.
+    Off,
+}
+
+impl CudaGraphArgument {
+    /// As it is written on a command line.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::On => "on",
+            Self::Off => "off",
+        }
+    }
+}
+
 /// How a model is computed.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct ComputeArguments {
@@ -119,6 +138,9 @@ pub(crate) struct ComputeArguments {
     /// CUDA device; CUDA_VISIBLE_DEVICES renumbers them.
     #[arg(long, env = "DS4_CUDA_DEVICE", default_value_t = 0, value_name = "N")]
     pub(crate) cuda_device: usize,
+    /// Whether a CUDA device decodes by graphs; the bits are the same.
+    #[arg(long, env = "DS4_CUDA_GRAPH", value_enum, default_value = "on")]
+    pub(crate) cuda_graph: CudaGraphArgument,
     /// Compute threads [default: one per core].
     #[arg(long, env = "DS4_THREADS", value_name = "N")]
     pub(crate) threads: Option<usize>,

@@ -13,7 +13,7 @@ use ds4_model_cuda::CudaSlice;
 use ds4_model_metal::MetalSlice;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::args::{BackendArgument, ComputeArguments};
+use crate::args::{BackendArgument, ComputeArguments, CudaGraphArgument};
 
 /// A model file whose header was read.
 pub(crate) struct Model {
@@ -56,7 +56,9 @@ pub(crate) fn load(
     let (gguf, numerics) = (&model.gguf, compute.numerics);
     let slice: Arc<dyn ModelSlice> = match place {
         Place::Cuda(device) => {
-            Arc::new(CudaSlice::load(gguf, span, numerics, device, &mut progress).with_context(named)?)
+            let slice = CudaSlice::load(gguf, span, numerics, device, &mut progress).with_context(named)?;
+            tracing::info!(graphs = compute.cuda_graph.name(), "CUDA decode");
+            Arc::new(slice.by_graphs(compute.cuda_graph == CudaGraphArgument::On))
         }
         Place::Metal(device) => {
             Arc::new(MetalSlice::load(gguf, span, numerics, device, &mut progress).with_context(named)?)

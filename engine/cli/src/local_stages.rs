@@ -90,6 +90,7 @@ fn spawn(span: LayerSpan, compute: &ComputeArguments) -> Result<Child> {
         .arg("--numerics")
         .arg(compute.numerics.to_string())
         .args(["--cuda-device", &compute.cuda_device.to_string()])
+        .args(["--cuda-graph", compute.cuda_graph.name()])
         .args(["--backend", compute.backend.name()]);
     if let Some(threads) = compute.threads {
         command.args(["--threads", &threads.to_string()]);

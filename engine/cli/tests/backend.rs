@@ -26,7 +26,7 @@ fn cuda_needs_a_driver_and_gives_the_bits_of_the_cpu() {
             .success()
     );
     std::fs::write(at.join("t.json"), "[1, 5, 9, 2]").unwrap();
-    let logits = |backend: &'static str, driver: bool, out: &'static str| {
+    let logits = |backend: &'static str, driver: bool, out: &'static str, words: &[&str]| {
         let model = [
             "logits",
             "--model",
@@ -38,18 +38,22 @@ fn cuda_needs_a_driver_and_gives_the_bits_of_the_cpu() {
             "--backend",
             backend,
         ];
-        ds4(at, driver, &model)
+        ds4(at, driver, &[&model, words].concat())
     };
-    assert!(logits("cpu", false, "cpu.f32").status.success());
-    let found = logits("cuda", true, "cuda.f32");
-    let said = String::from_utf8_lossy(&found.stderr);
-    assert!(found.status.success(), "{said}");
-    assert_eq!(
-        std::fs::read(at.join("cpu.f32")).unwrap(),
-        std::fs::read(at.join("cuda.f32")).unwrap()
-    );
+    assert!(logits("cpu", false, "cpu.f32", &[]).status.success());
+    // Prefill; then token by token, by graphs and by launches one by one.
+    let ways: [&[&str]; 3] = [&[], &["--chunk", "1"], &["--chunk", "1", "--cuda-graph", "off"]];
+    for words in ways {
+        let found = logits("cuda", true, "cuda.f32", words);
+        let said = String::from_utf8_lossy(&found.stderr);
+        assert!(found.status.success(), "{words:?}: {said}");
+        assert!(
+            std::fs::read(at.join("cpu.f32")).unwrap() == std::fs::read(at.join("cuda.f32")).unwrap(),
+            "{words:?}"
+        );
+    }
     if !Path::new("/dev/nvidiactl").exists() {
-        let refused = logits("cuda", false, "none.f32");
+        let refused = logits("cuda", false, "none.f32", &[]);
         let said = String::from_utf8_lossy(&refused.stderr);
         assert!(
             !refused.status.success() && said.contains("expected libcuda.so, found none"),

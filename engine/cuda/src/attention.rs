@@ -20,7 +20,7 @@ pub(crate) const FEW: usize = 16;
 impl<'a> Pass<'a> {
     /// The block's output `[tokens][n_embd]`; appends rows of all kinds to the sessions. `index` is the layer's place in them.
     pub(crate) fn attention(
-        &mut self,
+        &self,
         number: usize,
         index: usize,
         weights: &Attention,
@@ -100,7 +100,7 @@ impl<'a> Pass<'a> {
                 most: usize::try_from(chunk.end() / u64::from(config.ratios[number])).unwrap_or(usize::MAX),
             },
             (None, None) => Far::First {
-                seen: self.none(tokens)?,
+                seen: self.none.range(range.clone()),
                 most: 0,
             },
         };
@@ -130,21 +130,12 @@ impl<'a> Pass<'a> {
         Ok(())
     }
 
-    /// No compressed rows for any token.
-    fn none(&self, tokens: usize) -> Result<Slice<'a, u32>, CudaError> {
-        self.arena.upload(self.device, &vec![0; tokens])
-    }
-
     /// Each group of heads through its own rows of the first matrix, then all of them through the second.
     fn output(&self, weights: &Attention, heads: Slice<'a, f32>) -> Result<Slice<'a, f32>, CudaError> {
         let config = self.config;
         let (groups, rank, width) = (config.o_groups, config.o_lora, weights.out_a.cols());
         // A group of a token's heads is to its matrix what a token is to its expert.
-        let count = heads.len() / width;
-        let ids: Vec<u32> = (0..count)
-            .map(|i| u32::try_from(i % groups).unwrap_or(u32::MAX))
-            .collect();
-        let ids = self.arena.upload(self.device, &ids)?;
+        let (count, ids) = (heads.len() / width, self.head_groups);
         let x: Input<'a> = self.input(heads, width);
         let x = x.quantized(Form::of(weights.out_a.format()))?;
         let choices = Choices {

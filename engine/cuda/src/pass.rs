@@ -5,8 +5,8 @@ use std::ops::Range;
 use ds4_gguf::ModelConfig;
 use ds4_kernels::ops::rope::{Rope, Rotation};
 use ds4_kernels_cuda::hyper::{self, Mixing};
-use ds4_kernels_cuda::{Arena, Buffer, CudaError, Device, Segments, Slice, norm};
-use ds4_model::{Kv, KvKind, NewRows, Part};
+use ds4_kernels_cuda::{Arena, Buffer, CudaError, Device, Slice, norm};
+use ds4_model::Part;
 
 use crate::input::Input;
 use crate::load::{Hyper, Layer};
@@ -38,67 +38,67 @@ pub(crate) struct Pass<'a> {
     pub(crate) device: &'a Device,
     pub(crate) arena: &'a Arena,
     pub(crate) config: &'a ModelConfig,
-    pub(crate) ropes: &'a (Rope, Rope),
     /// Token ids.
     pub(crate) ids: Slice<'a, u32>,
     /// Positions of the tokens in their sessions.
     pub(crate) positions: Slice<'a, u32>,
     /// Rotations of the tokens, `[tokens][n_rot]`, on layers without compression and with it.
     rotations: [Slice<'a, f32>; 2],
-    /// Compressed rows that each token sees, for every ratio of the model.
-    seen: Vec<(u32, Slice<'a, u32>)>,
+    /// For every ratio of the model.
+    ratios: Vec<OfRatio<'a>>,
+    /// For every token that it sees no compressed row.
+    pub(crate) none: Slice<'a, u32>,
+    /// The group of every group of heads, `[tokens][o_groups]`.
+    pub(crate) head_groups: Slice<'a, u32>,
     pub(crate) chunks: Vec<Chunk>,
 }
 
+/// What layers of one ratio share.
+struct OfRatio<'a> {
+    ratio: u32,
+    /// Compressed rows that each token sees.
+    seen: Slice<'a, u32>,
+    /// Rotations of the groups that each chunk completes, `[groups][n_rot]`.
+    groups: Vec<Slice<'a, f32>>,
+}
+
 impl<'a> Pass<'a> {
+    /// Copies all that layers need to the device, so that they launch kernels and do nothing else.
     pub(crate) fn new(
         device: &'a Device,
         arena: &'a Arena,
         config: &'a ModelConfig,
-        ropes: &'a (Rope, Rope),
+        ropes: &(Rope, Rope),
         parts: &mut [Part<'_>],
     ) -> Result<Self, CudaError> {
         let ids: Vec<u32> = parts.iter().flat_map(|part| part.tokens).copied().collect();
         let of_part = |part: &Part<'_>| (part.kv.frontier()..).take(part.tokens.len());
         let positions: Vec<u64> = parts.iter().flat_map(of_part).collect();
         let rotations = |rope: &Rope| arena.upload(device, &flat(positions.iter().map(|at| rope.at(*at))));
+        let at: Vec<u32> = positions.iter().map(|at| narrow(*at)).collect();
+        let head_groups: Vec<u32> = (0..ids.len())
+            .flat_map(|_| 0..narrow(config.o_groups as u64))
+            .collect();
+        let chunks = chunks(device, config, parts)?;
         let mut ratios = config.ratios.clone();
         ratios.sort_unstable();
         ratios.dedup();
-        let seen = |ratio: u32| {
-            let of_token = |at: &u64| narrow((at + 1) / u64::from(ratio));
-            let seen: Vec<u32> = positions.iter().map(of_token).collect();
-            Ok((ratio, arena.upload(device, &seen)?))
-        };
-        let at: Vec<u32> = positions.iter().map(|at| narrow(*at)).collect();
-        let mut next = 0;
-        let mut chunk = |part: &mut Part<'_>| {
-            let start = next;
-            next += part.tokens.len();
-            let session = Session::of(device, config, part.kv)?;
-            Ok(Chunk {
-                range: start..next,
-                start: part.kv.frontier(),
-                session,
-            })
-        };
+        let of_ratio = |ratio: u32| OfRatio::new(device, arena, &ropes.1, ratio, &positions, &chunks);
         Ok(Self {
             device,
             arena,
             config,
-            ropes,
             ids: arena.upload(device, &ids)?,
             positions: arena.upload(device, &at)?,
             rotations: [rotations(&ropes.0)?, rotations(&ropes.1)?],
-            seen: ratios
+            ratios: ratios
                 .into_iter()
                 .filter(|ratio| *ratio > 0)
-                .map(seen)
-                .collect::<Result<_, CudaError>>()?,
-            chunks: parts
-                .iter_mut()
-                .map(&mut chunk)
-                .collect::<Result<_, CudaError>>()?,
+                .map(of_ratio)
+                .collect::<Result<_, _>>()?,
+            none: arena.upload(device, &vec![0; ids.len()])?,
+            head_groups: arena.upload(device, &head_groups)?,
+            chunks,
         })
     }
 
@@ -119,28 +119,27 @@ impl<'a> Pass<'a> {
         self.rotations[compressed as usize]
     }
 
-    /// Rotations of other positions on layers with compression.
-    pub(crate) fn rotations_at(
-        &self,
-        positions: impl Iterator<Item = u64>,
-    ) -> Result<Slice<'a, f32>, CudaError> {
-        self.arena.upload(
-            self.device,
-            &flat(positions.map(|position| self.ropes.1.at(position))),
-        )
+    /// Rotations of the groups of `ratio` tokens that a chunk completes.
+    #[allow(clippy::unnecessary_wraps)] // another device makes them here
+    pub(crate) fn rotations_of_groups(&self, chunk: usize, ratio: u32) -> Result<Slice<'a, f32>, CudaError> {
+        let Some(of_ratio) = self.of_ratio(ratio) else {
+            unreachable!("the model has layers of ratio {ratio}");
+        };
+        Ok(of_ratio.groups[chunk])
     }
 
     /// Compressed rows that each token sees on layers of `ratio`; all see none where there is no compression.
     pub(crate) fn seen(&self, ratio: u32) -> Option<Slice<'a, u32>> {
-        self.seen
-            .iter()
-            .find(|(of, _)| *of == ratio)
-            .map(|(_, seen)| *seen)
+        self.of_ratio(ratio).map(|of_ratio| of_ratio.seen)
+    }
+
+    fn of_ratio(&self, ratio: u32) -> Option<&OfRatio<'a>> {
+        self.ratios.iter().find(|of_ratio| of_ratio.ratio == ratio)
     }
 
     /// Replaces `streams` by what the layer makes of them.
     pub(crate) fn layer(
-        &mut self,
+        &self,
         number: usize,
         index: usize,
         layer: &Layer,
@@ -184,88 +183,48 @@ impl<'a> Pass<'a> {
     ) -> Result<(), CudaError> {
         hyper::scatter(self.device, mix, block, self.config.hc.streams, streams)
     }
-
-    /// Brings what was computed to the host: every part's KV gets the rows that came to be, in one copy, and the device's rows back.
-    pub(crate) fn finish(self, parts: &mut [Part<'_>]) -> Result<(), CudaError> {
-        let Self {
-            device,
-            arena,
-            chunks,
-            ..
-        } = self;
-        let wanted: Vec<Vec<Wanted>> = parts
-            .iter()
-            .map(|part| wanted(part.kv, part.tokens.len()))
-            .collect();
-        let total: usize = wanted.iter().flatten().map(|rows| rows.bytes).sum();
-        let (out, mut segments, mut at) = (arena.take(device, total)?, Segments::default(), 0);
-        for (chunk, wanted) in chunks.iter().zip(&wanted) {
-            for rows in wanted {
-                let of_kind = &chunk.session.layers[rows.index][rows.of_layer];
-                for bytes in of_kind.segments(rows.rows.clone()) {
-                    segments.push(
-                        of_kind.all().range(bytes.clone()),
-                        out.range(at..at + bytes.len()),
-                    );
-                    at += bytes.len();
-                }
-            }
-        }
-        segments.run(device, arena)?;
-        let bytes = device.download(out)?;
-        let mut from = 0;
-        for ((part, chunk), wanted) in parts.iter_mut().zip(chunks).zip(wanted) {
-            let mut new = Vec::with_capacity(wanted.len());
-            for rows in &wanted {
-                let bytes = &bytes[from..from + rows.bytes];
-                new.push(NewRows {
-                    layer: rows.layer,
-                    kind: rows.kind,
-                    first: rows.rows.start,
-                    bytes,
-                });
-                from += rows.bytes;
-            }
-            if let Err(error) = part.kv.extend(part.tokens, &new) {
-                unreachable!("the rows asked for are those that came: {error}");
-            }
-            let mut session = chunk.session;
-            session.frontier = part.kv.frontier();
-            part.kv.on_device().put(*session);
-        }
-        Ok(())
-    }
 }
 
-/// Rows of one kind that the host lacks.
-struct Wanted {
-    layer: usize,
-    /// The layer in the session, and the kind in the layer.
-    index: usize,
-    of_layer: usize,
-    kind: KvKind,
-    rows: Range<u64>,
-    bytes: usize,
-}
-
-#[allow(clippy::cast_possible_truncation)] // rows of a pass
-fn wanted(kv: &Kv, tokens: usize) -> Vec<Wanted> {
-    let of_layer = |(index, layer): (usize, usize)| {
-        let kinds = kv.layout().kinds(layer).iter().enumerate();
-        kinds.map(move |(of_layer, kind)| {
-            let rows = kv.missing(layer, *kind, tokens);
-            let bytes = (rows.end - rows.start) as usize * kv.layout().row_bytes(layer, *kind);
-            Wanted {
-                layer,
-                index,
-                of_layer,
-                kind: *kind,
-                rows,
-                bytes,
-            }
+fn chunks(device: &Device, config: &ModelConfig, parts: &mut [Part<'_>]) -> Result<Vec<Chunk>, CudaError> {
+    let mut next = 0;
+    let chunk = |part: &mut Part<'_>| {
+        let start = next;
+        next += part.tokens.len();
+        Ok(Chunk {
+            range: start..next,
+            start: part.kv.frontier(),
+            session: Session::of(device, config, part.kv, part.tokens.len())?,
         })
     };
-    kv.span().layers().enumerate().flat_map(of_layer).collect()
+    parts.iter_mut().map(chunk).collect()
+}
+
+impl<'a> OfRatio<'a> {
+    fn new(
+        device: &Device,
+        arena: &'a Arena,
+        rope: &Rope,
+        ratio: u32,
+        positions: &[u64],
+        chunks: &[Chunk],
+    ) -> Result<Self, CudaError> {
+        let tokens = u64::from(ratio);
+        let seen: Vec<u32> = positions.iter().map(|at| narrow((at + 1) / tokens)).collect();
+        let groups = |chunk: &Chunk| {
+            let groups = chunk.groups(tokens);
+            let rotations = flat(groups.clone().map(|group| rope.at(group * tokens)));
+            // Room for one that is not there yet, so that addresses stay where they are from token to token.
+            let room = arena.take(device, rotations.len().max(flat([rope.at(0)].into_iter()).len()))?;
+            let of_chunk = room.range(0..rotations.len());
+            device.write(&rotations, of_chunk)?;
+            Ok(of_chunk)
+        };
+        Ok(Self {
+            ratio,
+            seen: arena.upload(device, &seen)?,
+            groups: chunks.iter().map(groups).collect::<Result<_, CudaError>>()?,
+        })
+    }
 }
 
 /// How a connection's numbers become a mix.

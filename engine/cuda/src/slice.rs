@@ -5,11 +5,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use ds4_gguf::{Gguf, LayerSpan, ModelConfig, Weights as Mapped};
 use ds4_kernels::ops::rope::Rope;
 use ds4_kernels_cuda::matrix::Weights;
-use ds4_kernels_cuda::{Arena, CudaError, Device, embedding, hyper, norm};
+use ds4_kernels_cuda::{Arena, CudaError, Device, Graphs, Staging, embedding, hyper, norm};
 use ds4_model::{Hidden, KvLayout, ModelError, ModelSlice, Numerics, Part, SliceInfo, ropes, stop};
 
 use crate::input::Input;
 use crate::load::{Head, Layer, Loader, failed};
+use crate::outgoing::Outgoing;
 use crate::pass::{Pass, mixing};
 
 /// Tokens that go through all layers together: bounds the scratch memory. Any number gives the same bits.
@@ -28,6 +29,10 @@ pub struct CudaSlice {
     head: Option<Head>,
     ropes: (Rope, Rope),
     scratch: Mutex<Arena>,
+    /// Where rows arrive on the host; of one pass at a time.
+    staging: Mutex<Staging>,
+    /// A graph's launches for each layer; none when they are submitted one by one.
+    graphs: Option<Mutex<Graphs>>,
 }
 
 impl CudaSlice {
@@ -93,8 +98,17 @@ impl CudaSlice {
             head,
             ropes: ropes(&config),
             scratch: Mutex::default(),
+            staging: Mutex::default(),
+            graphs: Some(Mutex::default()),
             device,
         })
+    }
+
+    /// Whether a token is decoded by one graph for each layer, as it is at first, or by launches one by one. The bits are the same.
+    #[must_use]
+    pub fn by_graphs(mut self, on: bool) -> Self {
+        self.graphs = on.then(Mutex::default);
+        self
     }
 
     /// The device.
@@ -122,27 +136,39 @@ impl CudaSlice {
         }
         let done = self.turn(|arena| {
             let device = &*self.device;
-            let mut pass = Pass::new(device, arena, &self.info.config, &self.ropes, parts)?;
+            let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
+            // Of more than one token a layer has other shapes from pass to pass, and launches that take longer than to submit them.
+            let decodes = parts.iter().all(|part| part.tokens.len() == 1);
+            let graphs = self.graphs.as_ref().filter(|_| decodes);
+            let mut graphs = graphs.map(|graphs| graphs.lock().unwrap_or_else(PoisonError::into_inner));
+            let pass = Pass::new(device, arena, &self.info.config, &self.ropes, parts)?;
             let on_device = arena.upload(device, streams)?;
+            let mut rows = Outgoing::new(&pass, parts, &mut staging)?;
+            let (layers, long) = (span.layers().count(), pass.tokens() > BRIEF);
             for (index, number) in span.layers().enumerate() {
                 if stop::requested() {
                     return Ok(false);
                 }
-                pass.layer(
-                    number,
-                    index,
-                    &self.layers[number - self.info.span.first],
-                    on_device,
-                )?;
-                // Or all layers were submitted before anybody could leave.
-                if pass.tokens() > BRIEF {
+                let weights = &self.layers[number - self.info.span.first];
+                let layer = || pass.layer(number, index, weights, on_device);
+                match &mut graphs {
+                    Some(graphs) => device.replay(graphs, number, layer)?,
+                    None => layer()?,
+                }
+                if long {
+                    rows.send(&pass, &(index..index + 1))?;
+                    // Or all layers were submitted before anybody could leave.
                     device.settle()?;
                 }
+            }
+            if !long {
+                // Few rows: one copy of them costs less than one for each layer.
+                rows.send(&pass, &(0..layers))?;
             }
             // The streams are read before the KV is extended: nothing is changed when a kernel failed.
             let mut computed = vec![0.0; streams.len()];
             device.read(on_device, &mut computed)?;
-            pass.finish(parts)?;
+            rows.deliver(pass, parts)?;
             streams.copy_from_slice(&computed);
             Ok(true)
         })?;
@@ -150,15 +176,15 @@ impl CudaSlice {
     }
 }
 
-/// Weights, and a tenth of them for sessions and scratch, must fit what is free.
+/// Weights, and a tenth of them for sessions and scratch, which takes a block at least, must fit what is free.
 fn check_room(device: &Device, weights: u64) -> Result<(), CudaError> {
     let (free, total) = device.memory()?;
-    let asked = weights + weights / 10;
+    let asked = weights + (weights / 10).max(Arena::BLOCK as u64);
     if asked <= free {
         return Ok(());
     }
     Err(CudaError::Memory {
-        what: "a model's weights with a tenth more for sessions and scratch",
+        what: "a model's weights with room for sessions and scratch",
         asked,
         free,
         total,

@@ -54,17 +54,17 @@ pub fn kernels(device: &Device, tokens: &[usize], seed: u64) -> Vec<Verdict> {
     cases().map(run).collect()
 }
 
-/// A model of the micro preset, written to a temporary file.
-struct Micro {
-    gguf: Gguf,
+/// A model file in a temporary folder.
+pub(crate) struct Written {
+    pub(crate) gguf: Gguf,
     _folder: tempfile::TempDir,
 }
 
-impl Micro {
-    fn write() -> Result<Self> {
+impl Written {
+    pub(crate) fn of(dims: &Dims) -> Result<Self> {
         let folder = tempfile::tempdir()?;
-        let path = folder.path().join("micro.gguf");
-        ds4_synth::write(&path, &Dims::preset(Preset::Micro), &mut |_, _| {})?;
+        let path = folder.path().join("model.gguf");
+        ds4_synth::write(&path, dims, &mut |_, _| {})?;
         Ok(Self {
             gguf: open(&path)?,
             _folder: folder,
@@ -81,7 +81,7 @@ fn open(path: &Path) -> Result<Gguf> {
 /// # Errors
 /// When the model cannot be written or loaded.
 pub fn whole_model(device: &Arc<Device>, tokens: usize) -> Result<Vec<Verdict>> {
-    let micro = Micro::write()?;
+    let micro = Written::of(&Dims::preset(Preset::Micro))?;
     let full = LayerSpan::full(Dims::preset(Preset::Micro).n_layer);
     let cpu = Graph::load(
         &micro.gguf,
@@ -90,18 +90,22 @@ pub fn whole_model(device: &Arc<Device>, tokens: usize) -> Result<Vec<Verdict>> 
         Cpu::new(None, None)?,
         &mut |_, _| {},
     )?;
-    let cuda = CudaSlice::load(
-        &micro.gguf,
-        full,
-        Numerics::Canonical,
-        device.clone(),
-        &mut |_, _| {},
-    )?;
+    let load = || {
+        CudaSlice::load(
+            &micro.gguf,
+            full,
+            Numerics::Canonical,
+            device.clone(),
+            &mut |_, _| {},
+        )
+    };
+    let (cuda, plain) = (load()?, load()?.by_graphs(false));
     #[allow(clippy::cast_possible_truncation)] // ids of a small vocabulary
     let ids: Vec<u32> = (0..tokens).map(|i| 3 + (i * 37 % 250) as u32).collect();
     let expected = Answer::of(&cpu, &cpu, &ids, full)?;
-    let ways: [(&str, &dyn ModelSlice, &dyn ModelSlice); 3] = [
+    let ways: [(&str, &dyn ModelSlice, &dyn ModelSlice); 4] = [
         ("prefill and decode on the device", &cuda, &cuda),
+        ("the same with launches one by one", &plain, &plain),
         ("CPU stage, device decodes", &cpu, &cuda),
         ("device stage, CPU decodes", &cuda, &cpu),
     ];

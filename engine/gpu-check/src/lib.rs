@@ -1,11 +1,12 @@
 //! Whether a GPU computes what it should, and how near its limits it comes.
 //!
 //! [`correct`] runs every kernel and a whole model beside their references, [`speed`] measures the device's own limits and what the kernels reach of
-//! them, [`roofline`] says what limits of bandwidth and arithmetic allow for the published file. Each gives the rows of a Markdown table.
+//! them, [`tokens`] what a token costs beside its arithmetic, [`roofline`] says what limits of bandwidth and arithmetic allow for the published file. Each gives the rows of a Markdown table.
 
 pub mod correct;
 pub mod roofline;
 pub mod speed;
+pub mod tokens;
 
 /// A Markdown table: its columns, then its rows.
 #[must_use]

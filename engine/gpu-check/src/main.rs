@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use ds4_gpu_check::correct::{self, Verdict};
 use ds4_gpu_check::speed::{self, Measured, Sizes};
-use ds4_gpu_check::table;
+use ds4_gpu_check::{table, tokens};
 use ds4_kernels_cuda::Device;
 
 /// Runs every kernel and a whole model on a CUDA device beside their references, measures what the device and the kernels reach, and prints a
@@ -56,12 +56,12 @@ fn main() -> Result<ExitCode> {
 
 fn report(device: &Arc<Device>, arguments: &Arguments) -> Result<(String, bool)> {
     let emulated = device.facts().emulated();
-    let tokens: &[usize] = if arguments.quick || emulated {
+    let counts: &[usize] = if arguments.quick || emulated {
         &[1, 7]
     } else {
         &[1, 7, 64, 4096]
     };
-    let mut verdicts = correct::kernels(device, tokens, arguments.seed);
+    let mut verdicts = correct::kernels(device, counts, arguments.seed);
     verdicts.extend(correct::whole_model(
         device,
         if arguments.quick || emulated { 9 } else { 300 },
@@ -89,12 +89,18 @@ fn heading(device: &Device, arguments: &Arguments) -> String {
     )
 }
 
-fn measured(device: &Device, emulated: bool) -> Result<String> {
+fn measured(device: &Arc<Device>, emulated: bool) -> Result<String> {
     let sizes = if emulated { Sizes::TRIAL } else { Sizes::DEVICE };
     let (copy, peak) = (speed::copy(device, sizes)?, speed::byte_products(device, sizes)?);
     let (decode, prefill) = (speed::decode(device, sizes)?, speed::prefill(device, sizes)?);
+    // All layers of Flash, or one of each kind.
+    let token = if emulated {
+        tokens::decode(device, 4, 3)?
+    } else {
+        tokens::decode(device, 43, 200)?
+    };
     if emulated {
-        let count = 2 + decode.len() + prefill.len();
+        let count = 3 + decode.len() + prefill.len();
         return Ok(format!(
             "\n## Speed\n\nThe device is emulated: {count} measurements ran, their times mean nothing and are not shown.\n"
         ));
@@ -129,5 +135,12 @@ fn measured(device: &Device, emulated: bool) -> Result<String> {
             &["kernel", "product", "ms", "T operations/s", "share of the peak"],
             &prefill
         )
+    ) + &format!(
+        "\n## Launches of a token\n\n{} layers of next to no weights, one session, the host's clock: {:.3} ms by launches one by one, \
+         {:.3} ms by graphs, {:.2} of that.\n",
+        token.layers,
+        token.plain * 1e3,
+        token.graphs * 1e3,
+        token.graphs / token.plain,
     ))
 }

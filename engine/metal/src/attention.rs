@@ -23,7 +23,7 @@ const SCRATCH: usize = 16 << 20;
 impl<'a> Pass<'a> {
     /// The block's output `[tokens][n_embd]`; appends rows of all kinds to the sessions. `index` is the layer's place in them.
     pub(crate) fn attention(
-        &mut self,
+        &self,
         number: usize,
         index: usize,
         weights: &Attention,

@@ -75,7 +75,7 @@ impl<'a> Pass<'a> {
         let mut chunk = |part: &mut Part<'_>| {
             let start = next;
             next += part.tokens.len();
-            let session = Session::of(device, config, part.kv)?;
+            let session = Session::of(device, config, part.kv, part.tokens.len())?;
             Ok(Chunk {
                 range: start..next,
                 start: part.kv.frontier(),
@@ -119,14 +119,13 @@ impl<'a> Pass<'a> {
         self.rotations[compressed as usize]
     }
 
-    /// Rotations of other positions on layers with compression.
-    pub(crate) fn rotations_at(
-        &self,
-        positions: impl Iterator<Item = u64>,
-    ) -> Result<Slice<'a, f32>, MetalError> {
+    /// Rotations of the groups of `ratio` tokens that a chunk completes.
+    pub(crate) fn rotations_of_groups(&self, chunk: usize, ratio: u32) -> Result<Slice<'a, f32>, MetalError> {
+        let ratio = u64::from(ratio);
+        let groups = self.chunks[chunk].groups(ratio);
         self.arena.upload(
             self.device,
-            &flat(positions.map(|position| self.ropes.1.at(position))),
+            &flat(groups.map(|group| self.ropes.1.at(group * ratio))),
         )
     }
 
@@ -140,7 +139,7 @@ impl<'a> Pass<'a> {
 
     /// Replaces `streams` by what the layer makes of them.
     pub(crate) fn layer(
-        &mut self,
+        &self,
         number: usize,
         index: usize,
         layer: &Layer,

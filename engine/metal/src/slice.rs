@@ -122,7 +122,7 @@ impl MetalSlice {
         }
         let done = self.turn(|arena| {
             let device = &*self.device;
-            let mut pass = Pass::new(device, arena, &self.info.config, &self.ropes, parts)?;
+            let pass = Pass::new(device, arena, &self.info.config, &self.ropes, parts)?;
             let on_device = arena.upload(device, streams)?;
             for (index, number) in span.layers().enumerate() {
                 if stop::requested() {

@@ -6,9 +6,6 @@ use crate::{Buffer, CudaError, Device, Element, Slice};
 
 /// Pieces start at multiples of this, as allocations do.
 const ALIGNMENT: usize = 256;
-/// Smallest block asked from the device.
-const BLOCK: usize = 16 << 20;
-
 /// Device memory that is handed out in order. Blocks stay for the next pass, so that addresses repeat and nothing is allocated while tokens are decoded.
 #[derive(Debug, Default)]
 pub struct Arena {
@@ -24,6 +21,9 @@ pub struct Mark {
 }
 
 impl Arena {
+    /// Smallest block asked from the device, in bytes.
+    pub const BLOCK: usize = 16 << 20;
+
     /// `len` elements of undefined content.
     ///
     /// # Errors
@@ -42,7 +42,7 @@ impl Arena {
             (block, offset) = (block + 1, 0);
         }
         if block == blocks.len() {
-            blocks.push(device.allocate("scratch", bytes.max(BLOCK))?);
+            blocks.push(device.allocate("scratch", bytes.max(Self::BLOCK))?);
         }
         self.at.set(Mark {
             block,

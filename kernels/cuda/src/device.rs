@@ -7,6 +7,7 @@ use cudarc::driver::sys::{CUdevice_attribute_enum as Attribute, CUresult};
 use cudarc::driver::{CudaContext, CudaEvent, CudaStream, DevicePtr, result, sys};
 use cudarc::nvrtc::Ptx;
 
+use crate::graph::not_noted;
 use crate::launch::Functions;
 use crate::{Buffer, CudaError, Element, Slice};
 
@@ -63,11 +64,12 @@ pub fn present() -> bool {
     unsafe { sys::is_culib_present() }
 }
 
-/// An open device: one stream of work, in the order of the calls.
+/// An open device: one stream of work, in the order of the calls, and one of copies to the host beside it.
 #[derive(Debug)]
 pub struct Device {
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
+    copies: Arc<CudaStream>,
     pub(crate) functions: Functions,
     facts: Facts,
     /// Where the last [`Device::settle`] stood.
@@ -92,14 +94,16 @@ impl Device {
             return Err(CudaError::NoDevice { ordinal, count });
         }
         let context = CudaContext::new(ordinal).map_err(CudaError::of("cuDevicePrimaryCtxRetain"))?;
-        // SAFETY: all work is on one stream, so no event has to order reads after writes.
+        // SAFETY: all work is on one stream, so no event has to order reads after writes; copies to the host order themselves.
         unsafe { context.disable_event_tracking() };
         let facts = facts(&context)?;
         let functions = load(&context, &facts)?;
-        let stream = context.new_stream().map_err(CudaError::of("cuStreamCreate"))?;
+        let stream = || context.new_stream().map_err(CudaError::of("cuStreamCreate"));
+        let (stream, copies) = (stream()?, stream()?);
         Ok(Self {
             context,
             stream,
+            copies,
             functions,
             facts,
             settled: Mutex::default(),
@@ -112,8 +116,17 @@ impl Device {
         &self.facts
     }
 
+    pub(crate) const fn context(&self) -> &Arc<CudaContext> {
+        &self.context
+    }
+
     pub(crate) const fn stream(&self) -> &Arc<CudaStream> {
         &self.stream
+    }
+
+    /// The stream of copies to the host.
+    pub(crate) const fn copies(&self) -> &Arc<CudaStream> {
+        &self.copies
     }
 
     /// Free and total bytes now.
@@ -169,6 +182,7 @@ impl Device {
     /// # Errors
     /// When the lengths differ or the copy fails.
     pub fn write<T: Element>(&self, values: &[T], to: Slice<'_, T>) -> Result<(), CudaError> {
+        not_noted("copy to the device")?;
         let to = to.exactly("copy to the device", "elements", values.len())?;
         if values.is_empty() {
             return Ok(());
@@ -184,6 +198,7 @@ impl Device {
     /// # Errors
     /// When the lengths differ, the copy fails, or a kernel before it failed.
     pub fn read<T: Element>(&self, from: Slice<'_, T>, values: &mut [T]) -> Result<(), CudaError> {
+        not_noted("copy from the device")?;
         let from = from.exactly("copy from the device", "elements", values.len())?;
         if !values.is_empty() {
             self.bind()?;
@@ -209,6 +224,7 @@ impl Device {
     /// # Errors
     /// When the lengths differ or the copy fails.
     pub fn copy<T: Element>(&self, from: Slice<'_, T>, to: Slice<'_, T>) -> Result<(), CudaError> {
+        not_noted("copy within the device")?;
         let to = to.exactly("copy within the device", "elements", from.len())?;
         if from.is_empty() {
             return Ok(());
@@ -231,6 +247,7 @@ impl Device {
     /// # Errors
     /// When a kernel failed.
     pub fn wait(&self) -> Result<(), CudaError> {
+        not_noted("wait for the device")?;
         self.stream
             .synchronize()
             .map_err(CudaError::of("cuStreamSynchronize"))
@@ -242,6 +259,7 @@ impl Device {
     /// # Errors
     /// When a kernel failed.
     pub fn settle(&self) -> Result<(), CudaError> {
+        not_noted("wait for the device")?;
         let here = self
             .stream
             .record_event(None)
@@ -276,7 +294,7 @@ impl Device {
         ))
     }
 
-    fn bind(&self) -> Result<(), CudaError> {
+    pub(crate) fn bind(&self) -> Result<(), CudaError> {
         self.context
             .bind_to_thread()
             .map_err(CudaError::of("cuCtxSetCurrent"))

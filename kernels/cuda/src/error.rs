@@ -69,6 +69,12 @@ pub enum CudaError {
         /// The format.
         format: ds4_kernels::Format,
     },
+    /// Something else than a launch among launches that become a graph.
+    #[error("{call}: expected launches only, of which a graph is made")]
+    Noted {
+        /// What was asked for.
+        call: &'static str,
+    },
     /// A call that the driver refused.
     #[error("{call}: {source}")]
     Driver {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaFunction, CudaModule, DeviceRepr, LaunchConfig, PushKernelArg};
 
+use crate::graph::{note, word};
 use crate::{CudaError, Device, Element, Slice};
 
 /// A kernel and the sizes of its parameters in bytes, in order.
@@ -49,7 +50,7 @@ impl<T> In<T> {
 }
 
 /// Blocks, threads of a block, and dynamic shared memory.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Shape {
     pub(crate) grid: (u32, u32, u32),
     pub(crate) block: (u32, u32, u32),
@@ -77,7 +78,7 @@ impl Shape {
         Self::blocks(count.div_ceil(threads as usize), threads)
     }
 
-    const fn is_empty(self) -> bool {
+    pub(crate) const fn is_empty(self) -> bool {
         self.grid.0 == 0 || self.grid.1 == 0
     }
 }
@@ -107,7 +108,8 @@ macro_rules! kernels {
             $(
                 #[allow(clippy::too_many_arguments)] // a kernel's parameters are what they are
                 pub(crate) fn $name(&self, shape: Shape, $($argument: $type),*) -> Result<(), CudaError> {
-                    if shape.is_empty() {
+                    let noted = note(stringify!($name), &self.functions.$name, shape, &[$(word(&$argument)),*]);
+                    if noted || shape.is_empty() {
                         return Ok(());
                     }
                     let mut launch = self.stream().launch_builder(&self.functions.$name);

@@ -9,7 +9,9 @@ mod arena;
 mod buffer;
 mod device;
 mod error;
+mod graph;
 mod launch;
+mod readback;
 mod segments;
 
 // Host code that reads the same for every device.
@@ -38,6 +40,8 @@ pub use device::{Device, Facts, IMAGE, present};
 pub use error::CudaError;
 /// The error by the name that code for every device uses.
 pub use error::CudaError as DeviceError;
+pub use graph::Graphs;
 use launch::Shape;
 pub use launch::{Signature, TABLE};
+pub use readback::{Readback, Staging};
 pub use segments::Segments;

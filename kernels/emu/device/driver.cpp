@@ -1,6 +1,8 @@
-// The calls of the CUDA driver that cudarc makes, on the CPU. Everything is done when a call returns, so streams and events need no work of their own.
+// The calls of the CUDA driver that the host code makes, on the CPU. Work is done when it is submitted, or, on streams that `ds4EmulatorLate` names, when it
+// is waited for.
 //
 // A failed launch is sticky as on a device: every later call of the context answers with it until `ds4EmulatorReset`.
+#include <algorithm>
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
@@ -8,13 +10,16 @@
 #include <ctime>
 #include <functional>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <set>
 #include <string>
 #include <vector>
 
 #include "block.h"
+#include "graph.h"
 #include "memory.h"
+#include "stream.h"
 
 namespace {
 
@@ -45,27 +50,46 @@ struct Function {
     const simt::Entry* entry;
 };
 
-struct Graph {
-    std::vector<std::function<Result()>> steps;
-};
-Graph* capturing = nullptr;
+size_t counts[3];  // graphs instantiated, launches of graphs, nodes changed
+bool deaf = false;  // streams do not wait for events, nodes of graphs not for those that they follow
+std::map<const char*, size_t> pinned;  // host memory that copies reach while the host goes on
 
 Result refused(const std::string& why) {
     reason = why;
     return INVALID_VALUE;
 }
 
-// Does the step now, or notes it while a stream is captured.
-Result submit(std::function<Result()> step) {
+// Puts the step behind the stream's others. What fails is told by this call, or by a later one when the step is not yet due.
+Result submit(void* stream, std::function<void()> step) {
     if (sticky != SUCCESS) return sticky;
-    if (capturing != nullptr) {
-        capturing->steps.push_back(std::move(step));
-        return SUCCESS;
-    }
-    return step();
+    simt::submit(simt::stream(stream), [step = std::move(step)] {
+        if (sticky == SUCCESS) step();
+    });
+    return sticky;
 }
 
-Result run(const simt::Entry* entry, dim3 grid, dim3 block, unsigned shared, void** arguments) {
+Result drained(void* stream) {
+    simt::finish(simt::stream(stream));
+    return sticky;
+}
+
+// Whether the bytes lie in host memory that was allocated for copies.
+bool is_pinned(const void* at, size_t bytes) {
+    auto next = pinned.upper_bound(static_cast<const char*>(at));
+    if (next == pinned.begin()) return false;
+    const auto& [start, size] = *--next;
+    return static_cast<const char*>(at) + bytes <= start + size;
+}
+
+// A call that is refused because a test asked for that.
+bool asked_to_fail(const char* call) {
+    if (failing != call || before_failure-- != 0) return false;
+    failing.clear();
+    return true;
+}
+
+void run(const simt::Launch& launch) {
+    const simt::Entry* entry = launch.entry;
     if (entry->name == raising) {
         raising.clear();
         raised->store(true);
@@ -73,20 +97,23 @@ Result run(const simt::Entry* entry, dim3 grid, dim3 block, unsigned shared, voi
     if (entry->name == failing && before_failure-- == 0) {
         failing.clear();
         reason = entry->name + ": a fault that was asked for";
-        return sticky = LAUNCH_FAILED;
+        sticky = LAUNCH_FAILED;
+        return;
     }
     const bool spoils = entry->name == spoiled;
     const simt::Snapshot before = spoils ? simt::snapshot() : simt::Snapshot{};
-    std::string failure = simt::launch(*entry, grid, block, shared, arguments);
+    std::vector<void*> arguments;
+    for (const auto& value : launch.values) arguments.push_back(const_cast<unsigned char*>(value.data()));
+    std::string failure = simt::launch(*entry, launch.grid, launch.block, launch.shared, arguments.data());
     orders[entry->name].insert(simt::order());
     if (spoils) simt::spoil(before);
     if (failure.empty()) {
         failure = simt::damaged();
         if (!failure.empty()) failure = entry->name + ": " + failure;
     }
-    if (failure.empty()) return SUCCESS;
+    if (failure.empty()) return;
     reason = failure;
-    return sticky = LAUNCH_FAILED;
+    sticky = LAUNCH_FAILED;
 }
 
 // Limits of sm_90 (CUDA C++ Programming Guide, table of compute capabilities).
@@ -99,6 +126,34 @@ std::string wrong_shape(dim3 grid, dim3 block, unsigned shared) {
     return "";
 }
 
+// What cuLaunchKernel and a node of a graph are given; null, and the reason, when a device would refuse it.
+std::shared_ptr<simt::Launch> noted(void* function, dim3 grid, dim3 block, unsigned shared, void** arguments) {
+    const simt::Entry* entry = static_cast<Function*>(function)->entry;
+    if (const std::string why = wrong_shape(grid, block, shared); !why.empty()) {
+        refused(entry->name + ": " + why);
+        return nullptr;
+    }
+    // A launch outlives the caller's arguments.
+    auto launch = std::make_shared<simt::Launch>(simt::Launch{entry, grid, block, shared, {}});
+    for (size_t i = 0; i < entry->sizes.size(); i++) {
+        const auto from = static_cast<unsigned char*>(arguments[i]);
+        launch->values.emplace_back(from, from + entry->sizes[i]);
+    }
+    return launch;
+}
+
+// CUDA_KERNEL_NODE_PARAMS_v2 of cuda.h.
+struct NodeParameters {
+    void* function;
+    unsigned grid[3], block[3], shared;
+    void **arguments, **extra;
+    void *kernel, *context;
+};
+
+std::shared_ptr<simt::Launch> noted(const NodeParameters& p) {
+    return noted(p.function, dim3(p.grid[0], p.grid[1], p.grid[2]), dim3(p.block[0], p.block[1], p.block[2]), p.shared, p.arguments);
+}
+
 }  // namespace
 
 #define API extern "C" __attribute__((visibility("default"))) Result
@@ -106,7 +161,19 @@ std::string wrong_shape(dim3 grid, dim3 block, unsigned shared) {
 
 // ---- the emulator's own controls ----
 extern "C" __attribute__((visibility("default"))) void ds4EmulatorOrder(unsigned long long seed) { CALL; simt::set_order(seed); }
-extern "C" __attribute__((visibility("default"))) void ds4EmulatorReset() { CALL; sticky = SUCCESS; reason.clear(); }
+extern "C" __attribute__((visibility("default"))) void ds4EmulatorReset() {
+    CALL;
+    simt::forget();
+    sticky = SUCCESS;
+    reason.clear();
+    failing.clear();
+}
+// Bit n: work on the n-th stream that was created is done when it is waited for, as late as can be. On others it is done at once.
+extern "C" __attribute__((visibility("default"))) void ds4EmulatorLate(unsigned long long streams) { CALL; simt::set_late(streams); }
+// Streams no longer wait for events, nor nodes of graphs for those that they follow: a fault to be found.
+extern "C" __attribute__((visibility("default"))) void ds4EmulatorDeaf(unsigned long long on) { CALL; deaf = on != 0; }
+// Graphs instantiated, launches of graphs, and nodes changed, since the process began.
+extern "C" __attribute__((visibility("default"))) void ds4EmulatorGraphs(size_t* three) { CALL; std::copy(counts, counts + 3, three); }
 extern "C" __attribute__((visibility("default"))) void ds4EmulatorMemory(size_t bytes) { CALL; simt::set_capacity(bytes); }
 // From now on the first byte that this kernel changes is wrong by one bit after every launch; an empty name ends it.
 extern "C" __attribute__((visibility("default"))) void ds4EmulatorSpoil(const char* kernel) { CALL; spoiled = kernel; }
@@ -187,50 +254,71 @@ API cuDevicePrimaryCtxRetain(void** out, int) { *out = &context; return SUCCESS;
 API cuDevicePrimaryCtxRelease_v2(int) { return SUCCESS; }
 API cuCtxGetCurrent(void** out) { *out = current_context; return SUCCESS; }
 API cuCtxSetCurrent(void* to) { current_context = to; return SUCCESS; }
-API cuCtxSynchronize() { CALL; return sticky; }
+API cuCtxSynchronize() { CALL; simt::finish_all(); return sticky; }
 
 // ---- streams and events ----
-static int stream;
-API cuStreamCreate(void** out, unsigned) { *out = &stream; return SUCCESS; }
-API cuStreamCreateWithPriority(void** out, unsigned, int) { *out = &stream; return SUCCESS; }
-API cuStreamDestroy_v2(void*) { return SUCCESS; }
-API cuStreamSynchronize(void*) { CALL; return sticky; }
-API cuStreamWaitEvent(void*, void*, unsigned) { CALL; return sticky; }
-API cuStreamIsCapturing(void*, int* status) { CALL; *status = capturing != nullptr; return SUCCESS; }
-API cuStreamBeginCapture_v2(void*, int) {
+API cuStreamCreate(void** out, unsigned) { CALL; *out = simt::create(); return SUCCESS; }
+API cuStreamCreateWithPriority(void** out, unsigned, int) { CALL; *out = simt::create(); return SUCCESS; }
+API cuStreamDestroy_v2(void* stream) { CALL; return drained(stream); }
+API cuStreamSynchronize(void* stream) { CALL; return drained(stream); }
+API cuStreamWaitEvent(void* stream, void* event, unsigned) {
     CALL;
-    if (capturing != nullptr) return refused("a stream is captured already");
-    capturing = new Graph;
+    if (deaf) return sticky;
+    return submit(stream, [mark = static_cast<simt::Event*>(event)->mark] { simt::finish(mark); });
+}
+API cuEventCreate(void** event, unsigned) { *event = new simt::Event; return SUCCESS; }
+API cuEventDestroy_v2(void* event) { delete static_cast<simt::Event*>(event); return SUCCESS; }
+API cuEventRecord(void* event, void* stream) {
+    CALL;
+    static_cast<simt::Event*>(event)->mark = simt::record(simt::stream(stream));
     return sticky;
 }
-API cuStreamEndCapture(void*, void** graph) {
-    CALL;
-    if (capturing == nullptr) return refused("no stream is captured");
-    *graph = capturing;
-    capturing = nullptr;
-    return sticky;
-}
-API cuGraphInstantiateWithFlags(void** out, void* graph, unsigned long long) { *out = new Graph(*static_cast<Graph*>(graph)); return SUCCESS; }
-API cuGraphUpload(void*, void*) { return SUCCESS; }
-API cuGraphLaunch(void* graph, void*) {
-    CALL;
-    for (const auto& step : static_cast<Graph*>(graph)->steps)
-        if (const Result result = submit(step); result != SUCCESS) return result;
-    return sticky;
-}
-API cuGraphExecDestroy(void* graph) { delete static_cast<Graph*>(graph); return SUCCESS; }
-API cuGraphDestroy(void* graph) { delete static_cast<Graph*>(graph); return SUCCESS; }
-API cuEventCreate(void** event, unsigned) { *event = new timespec{}; return SUCCESS; }
-API cuEventDestroy_v2(void* event) { delete static_cast<timespec*>(event); return SUCCESS; }
-API cuEventRecord(void* event, void*) { clock_gettime(CLOCK_MONOTONIC, static_cast<timespec*>(event)); return SUCCESS; }
-API cuEventQuery(void*) { return SUCCESS; }
-API cuEventSynchronize(void*) { CALL; return sticky; }
+API cuEventSynchronize(void* event) { CALL; simt::finish(static_cast<simt::Event*>(event)->mark); return sticky; }
+API cuEventQuery(void* event) { return cuEventSynchronize(event); }
 API cuEventElapsedTime_v2(float* milliseconds, void* from, void* to) {
-    const auto &a = *static_cast<timespec*>(from), &b = *static_cast<timespec*>(to);
+    const auto &a = static_cast<simt::Event*>(from)->mark->at, &b = static_cast<simt::Event*>(to)->mark->at;
     *milliseconds = float(double(b.tv_sec - a.tv_sec) * 1e3 + double(b.tv_nsec - a.tv_nsec) * 1e-6);
     return SUCCESS;
 }
 API cuEventElapsedTime(float* milliseconds, void* from, void* to) { return cuEventElapsedTime_v2(milliseconds, from, to); }
+
+// ---- graphs ----
+API cuGraphCreate(void** out, unsigned) { *out = new simt::Graph; return SUCCESS; }
+API cuGraphAddKernelNode_v2(void** out, void* graph, void* const* before, size_t count, const NodeParameters* parameters) {
+    CALL;
+    auto launch = noted(*parameters);
+    if (launch == nullptr) return INVALID_VALUE;
+    *out = static_cast<simt::Graph*>(graph)->add(std::move(launch), {before, before + (deaf ? 0 : count)});
+    return *out == nullptr ? refused("a node that follows one of another graph") : SUCCESS;
+}
+API cuGraphInstantiateWithFlags(void** out, void* graph, unsigned long long) {
+    CALL;
+    if (asked_to_fail("cuGraphInstantiate")) return refused("cuGraphInstantiate: a fault that was asked for");
+    counts[0]++;
+    *out = new simt::Exec(*static_cast<simt::Graph*>(graph));
+    return sticky;
+}
+API cuGraphExecKernelNodeSetParams_v2(void* exec, void* node, const NodeParameters* parameters) {
+    CALL;
+    if (asked_to_fail("cuGraphExecKernelNodeSetParams")) return refused("cuGraphExecKernelNodeSetParams: a fault that was asked for");
+    auto launch = noted(*parameters);
+    if (launch == nullptr) return INVALID_VALUE;
+    counts[2]++;
+    return static_cast<simt::Exec*>(exec)->set(node, std::move(launch)) ? sticky : refused("a node that the graph does not have");
+}
+API cuGraphNodeSetEnabled(void* exec, void* node, unsigned on) {
+    CALL;
+    return static_cast<simt::Exec*>(exec)->enable(node, on != 0) ? sticky : refused("a node that the graph does not have");
+}
+API cuGraphLaunch(void* exec, void* stream) {
+    CALL;
+    counts[1]++;
+    for (auto& launch : static_cast<simt::Exec*>(exec)->order())
+        if (const Result result = submit(stream, [launch] { run(*launch); }); result != SUCCESS) return result;
+    return sticky;
+}
+API cuGraphExecDestroy(void* exec) { delete static_cast<simt::Exec*>(exec); return SUCCESS; }
+API cuGraphDestroy(void* graph) { delete static_cast<simt::Graph*>(graph); return SUCCESS; }
 
 // ---- memory ----
 API cuMemAlloc_v2(Pointer* out, size_t bytes) {
@@ -242,31 +330,47 @@ API cuMemAlloc_v2(Pointer* out, size_t bytes) {
     reason = std::to_string(bytes) + " bytes were asked for, " + std::to_string(simt::capacity() - simt::in_use()) + " are free";
     return OUT_OF_MEMORY;
 }
-API cuMemFree_v2(Pointer at) { CALL; return simt::release(at) ? SUCCESS : refused("free of an address that was not allocated"); }
+API cuMemFree_v2(Pointer at) { CALL; simt::finish_all(); return simt::release(at) ? SUCCESS : refused("free of an address that was not allocated"); }
 API cuMemHostAlloc(void** out, size_t bytes, unsigned) {
+    CALL;
     *out = std::aligned_alloc(4096, (bytes + 4095) / 4096 * 4096);
-    return *out == nullptr ? OUT_OF_MEMORY : SUCCESS;
+    if (*out == nullptr) return OUT_OF_MEMORY;
+    std::memset(*out, 0xff, bytes);  // what nobody wrote is a NaN here too
+    pinned[static_cast<char*>(*out)] = bytes;
+    return SUCCESS;
 }
-API cuMemFreeHost(void* at) { std::free(at); return SUCCESS; }
-API cuMemcpyHtoDAsync_v2(Pointer to, const void* from, size_t bytes, void*) {
+API cuMemFreeHost(void* at) {
+    CALL;
+    simt::finish_all();
+    if (pinned.erase(static_cast<char*>(at)) == 0) return refused("free of host memory that was not allocated");
+    std::free(at);
+    return SUCCESS;
+}
+API cuMemcpyHtoDAsync_v2(Pointer to, const void* from, size_t bytes, void* stream) {
     CALL;
     if (!simt::within(to, bytes)) return refused("copy of " + std::to_string(bytes) + " bytes to the device leaves its allocation");
-    return submit([=] { std::memcpy(reinterpret_cast<void*>(to), from, bytes); return SUCCESS; });
+    const auto bytes_of = static_cast<const unsigned char*>(from);
+    if (is_pinned(from, bytes)) return submit(stream, [=] { std::memcpy(reinterpret_cast<void*>(to), bytes_of, bytes); });
+    // The caller may change pageable memory when the call returns.
+    auto copy = std::make_shared<std::vector<unsigned char>>(bytes_of, bytes_of + bytes);
+    return submit(stream, [=] { std::memcpy(reinterpret_cast<void*>(to), copy->data(), bytes); });
 }
-API cuMemcpyDtoHAsync_v2(void* to, Pointer from, size_t bytes, void*) {
+API cuMemcpyDtoHAsync_v2(void* to, Pointer from, size_t bytes, void* stream) {
     CALL;
     if (!simt::within(from, bytes)) return refused("copy of " + std::to_string(bytes) + " bytes from the device leaves its allocation");
-    return submit([=] { std::memcpy(to, reinterpret_cast<void*>(from), bytes); return SUCCESS; });
+    const Result result = submit(stream, [=] { std::memcpy(to, reinterpret_cast<void*>(from), bytes); });
+    // As a device does: pageable memory is there when the call returns.
+    return is_pinned(to, bytes) ? result : drained(stream);
 }
-API cuMemcpyDtoDAsync_v2(Pointer to, Pointer from, size_t bytes, void*) {
+API cuMemcpyDtoDAsync_v2(Pointer to, Pointer from, size_t bytes, void* stream) {
     CALL;
     if (!simt::within(from, bytes) || !simt::within(to, bytes)) return refused("copy of " + std::to_string(bytes) + " bytes leaves an allocation");
-    return submit([=] { std::memmove(reinterpret_cast<void*>(to), reinterpret_cast<void*>(from), bytes); return SUCCESS; });
+    return submit(stream, [=] { std::memmove(reinterpret_cast<void*>(to), reinterpret_cast<void*>(from), bytes); });
 }
-API cuMemsetD8Async(Pointer at, unsigned char value, size_t bytes, void*) {
+API cuMemsetD8Async(Pointer at, unsigned char value, size_t bytes, void* stream) {
     CALL;
     if (!simt::within(at, bytes)) return refused("set of " + std::to_string(bytes) + " bytes leaves its allocation");
-    return submit([=] { std::memset(reinterpret_cast<void*>(at), value, bytes); return SUCCESS; });
+    return submit(stream, [=] { std::memset(reinterpret_cast<void*>(at), value, bytes); });
 }
 
 // ---- modules and launches ----
@@ -285,23 +389,11 @@ API cuModuleGetFunction(void** out, void*, const char* name) {
 }
 API cuFuncGetAttribute(int* value, int, void*) { *value = 0; return SUCCESS; }
 API cuFuncSetAttribute(void*, int, int) { return SUCCESS; }
-API cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared, void*,
+API cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared, void* stream,
                    void** arguments, void**) {
     CALL;
-    const simt::Entry* entry = static_cast<Function*>(function)->entry;
-    const dim3 grid(gx, gy, gz), block(bx, by, bz);
-    if (const std::string why = wrong_shape(grid, block, shared); !why.empty()) return refused(entry->name + ": " + why);
-    // A captured launch outlives the caller's arguments.
-    std::vector<std::vector<unsigned char>> values;
-    for (size_t i = 0; i < entry->sizes.size(); i++) {
-        const auto from = static_cast<unsigned char*>(arguments[i]);
-        values.emplace_back(from, from + entry->sizes[i]);
-    }
-    return submit([=]() mutable {
-        std::vector<void*> pointers;
-        for (auto& value : values) pointers.push_back(value.data());
-        return run(entry, grid, block, shared, pointers.data());
-    });
+    const auto launch = noted(function, dim3(gx, gy, gz), dim3(bx, by, bz), shared, arguments);
+    return launch == nullptr ? INVALID_VALUE : submit(stream, [launch] { run(*launch); });
 }
 
 // ---- errors ----

@@ -50,7 +50,7 @@ impl Options<'_> {
 
     /// The emulator's own sources.
     pub fn sources(&self) -> Vec<PathBuf> {
-        ["fibre", "block", "memory", "driver"]
+        ["fibre", "block", "memory", "stream", "graph", "driver"]
             .iter()
             .map(|name| self.emulator.join("device").join(format!("{name}.cpp")))
             .collect()

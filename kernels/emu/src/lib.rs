@@ -75,6 +75,17 @@ pub fn install() -> Result<&'static Emulator, EmulatorError> {
     LOADED.get_or_init(load).as_ref().map_err(Clone::clone)
 }
 
+/// Calls that concern graphs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Graphs {
+    /// Graphs made ready to run.
+    pub instantiated: usize,
+    /// Launches of graphs.
+    pub launched: usize,
+    /// Nodes that got other parameters.
+    pub changed: usize,
+}
+
 impl Emulator {
     /// The order in which threads and blocks get their turn from now on: 0 ascending, 1 descending, others shuffled with that seed, where a warp runs as far
     /// as it can before the next begins.
@@ -103,7 +114,8 @@ impl Emulator {
         self.control(b"ds4EmulatorSpoil", name.as_ptr());
     }
 
-    /// The next launch of this kernel fails as a fault of the device does: with an error that every later call answers too.
+    /// The next launch of this kernel fails as a fault of the device does: with an error that every later call answers too. Of a call by its name
+    /// (`cuGraphInstantiate`, `cuGraphExecKernelNodeSetParams`) the next one is refused.
     pub fn fail(&self, kernel: &str) {
         self.fail_after(kernel, 0);
     }
@@ -127,6 +139,30 @@ impl Emulator {
         if let Ok(call) = unsafe { self.library.get::<Call>(b"ds4EmulatorRaise") } {
             // SAFETY: the name ends with zero and is copied; the flag is never freed, since its count stays raised.
             unsafe { call(name.as_ptr(), Arc::into_raw(Arc::clone(flag))) }
+        }
+    }
+
+    /// Bit n: work on the n-th stream that was created is done as late as can be, when something waits for it; on others at once. A device's first
+    /// stream computes, its second copies.
+    pub fn late(&self, streams: u64) {
+        self.control::<u64>(b"ds4EmulatorLate", streams);
+    }
+
+    /// Whether streams pass events that they should wait for, and graphs are made without their edges: who relies on that order must see that it is gone.
+    pub fn deaf(&self, on: bool) {
+        self.control::<u64>(b"ds4EmulatorDeaf", u64::from(on));
+    }
+
+    /// What was done with graphs in this process.
+    #[must_use]
+    pub fn graphs(&self) -> Graphs {
+        let mut counts = [0_usize; 3];
+        self.control::<*mut usize>(b"ds4EmulatorGraphs", counts.as_mut_ptr());
+        let [instantiated, launched, changed] = counts;
+        Graphs {
+            instantiated,
+            launched,
+            changed,
         }
     }
 
@@ -156,7 +192,7 @@ impl Emulator {
     }
 
     fn control<T>(&self, symbol: &[u8], value: T) {
-        // SAFETY: the symbols are ours; each takes one number.
+        // SAFETY: the symbols are ours; each takes one number or pointer.
         if let Ok(call) = unsafe { self.library.get::<unsafe extern "C" fn(T)>(symbol) } {
             // SAFETY: as above; the call locks.
             unsafe { call(value) }

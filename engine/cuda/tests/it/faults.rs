@@ -110,3 +110,21 @@ fn a_pass_that_nobody_waits_for_ends_with_its_layer_and_leaves_the_session_as_it
         decode(&cuda, &mut session, 1, 2)
     );
 }
+
+#[test]
+fn a_device_with_room_for_the_weights_and_not_for_the_first_pass_is_refused_at_load() {
+    let turn = turn();
+    let model = Model::golden();
+    let span = LayerSpan::full(4);
+    let weights = model.cuda(span, &turn).info().weight_bytes;
+    let (free, total) = turn.device.memory().unwrap();
+    // Weights, a tenth of them, and a little; scratch takes 16 MiB at once.
+    let room = weights + weights / 10 + (1 << 20);
+    assert!(room < weights + (16 << 20));
+    turn.emulator.memory((total - free + room) as usize);
+    let refused = model.try_cuda(span, &turn).unwrap_err();
+    turn.emulator.memory(total as usize);
+    let (fatal, said) = of_device(&refused);
+    let asked = format!("takes {} bytes, {room} of", weights + (16 << 20));
+    assert!(!fatal && said.contains(&asked), "{said}");
+}

@@ -1,10 +1,10 @@
 //! Sessions whose layers were prefilled by one back end and are decoded by the other.
 
 use ds4_gguf::LayerSpan;
-use ds4_model::{CompleteKv, ModelSlice};
+use ds4_model::{CompleteKv, Kv, ModelSlice};
 
 use crate::model::{decode, empty, run, transfer};
-use crate::support::{Model, tokens, turn};
+use crate::support::{Model, Turn, assert_bits, tokens, turn};
 
 /// Layers 0 and 1 by `stage`, the others by `output`, which then decodes; compared with the CPU alone.
 fn check(model: &Model, stage: &dyn ModelSlice, output: &dyn ModelSlice) {
@@ -66,4 +66,39 @@ fn a_cuda_stage_hands_over_to_a_cpu_output() {
         ),
         &model.cpu(LayerSpan::full(4)),
     );
+}
+
+/// Bits of [`ds4_emu::Emulator::late`].
+const COMPUTING: u64 = 1;
+const COPYING: u64 = 2;
+/// Tokens of a pass that sends the rows of each layer when it has them.
+const LONG: usize = 65;
+
+/// A pass whose layers' rows leave one by one, then one whose rows leave together, with the work on some streams done late: the KV.
+fn rows(model: &Model, turn: &Turn, late: u64, expected: &[f32]) -> Kv {
+    let full = LayerSpan::full(4);
+    let cuda = model.cuda(full, turn);
+    let mut kv = empty(&cuda, full);
+    turn.emulator.late(late);
+    let streams = run(&cuda, &tokens(LONG + 3, 96), LONG, &mut [&mut kv]);
+    turn.emulator.late(0);
+    assert_bits("streams", expected, streams.as_slice());
+    kv
+}
+
+#[test]
+fn rows_that_leave_beside_the_computing_are_those_of_the_cpu() {
+    let turn = turn();
+    let (model, full) = (Model::golden(), LayerSpan::full(4));
+    let cpu = model.cpu(full);
+    let mut expected = empty(&cpu, full);
+    let streams = run(&cpu, &tokens(LONG + 3, 96), LONG, &mut [&mut expected]);
+    for late in [COMPUTING, COMPUTING | COPYING] {
+        let found = rows(&model, &turn, late, streams.as_slice());
+        assert_eq!(found, expected, "streams {late:#b} late");
+    }
+    // The same computing; only the copies do not wait for it.
+    turn.emulator.deaf(true);
+    let found = rows(&model, &turn, COMPUTING, streams.as_slice());
+    assert_ne!(found, expected, "rows that were copied before they were there");
 }

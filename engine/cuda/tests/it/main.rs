@@ -4,6 +4,7 @@
 mod equal;
 mod faults;
 mod golden;
+mod graph;
 mod handoff;
 #[path = "../../../model/tests/it/support.rs"]
 #[allow(dead_code)] // of another crate's tests: the model and what is done with it

@@ -6,7 +6,7 @@ use ds4_emu::Emulator;
 use ds4_gguf::{Gguf, LayerSpan};
 use ds4_kernels_cpu::Cpu;
 use ds4_kernels_cuda::Device;
-use ds4_model::{Graph, Numerics};
+use ds4_model::{Graph, ModelError, Numerics};
 use ds4_model_cuda::CudaSlice;
 use ds4_synth::{Dims, Preset};
 use tempfile::NamedTempFile;
@@ -25,6 +25,8 @@ pub fn turn() -> Turn {
     let emulator = ds4_emu::install().unwrap();
     emulator.reset();
     emulator.order(0);
+    emulator.late(0);
+    emulator.deaf(false);
     let device = DEVICE.get_or_init(|| Arc::new(Device::open(0).unwrap())).clone();
     Turn {
         device,
@@ -70,14 +72,12 @@ impl Model {
     }
 
     pub fn cuda(&self, span: LayerSpan, turn: &Turn) -> CudaSlice {
-        CudaSlice::load(
-            &self.gguf,
-            span,
-            Numerics::Canonical,
-            turn.device.clone(),
-            &mut |_, _| {},
-        )
-        .unwrap()
+        self.try_cuda(span, turn).unwrap()
+    }
+
+    pub fn try_cuda(&self, span: LayerSpan, turn: &Turn) -> Result<CudaSlice, ModelError> {
+        let device = turn.device.clone();
+        CudaSlice::load(&self.gguf, span, Numerics::Canonical, device, &mut |_, _| {})
     }
 }
 
