@@ -113,7 +113,7 @@ impl ModelConfig {
             return Err(GgufError::unexpected("general.architecture", ARCHITECTURE, found));
         }
         let keys = Keys(metadata);
-        let n_layer = keys.count("block_count", 1, MOST_LAYERS)?;
+        let n_layer = keys.layers(gguf)?;
         let config = Self {
             name: metadata.string("general.name").unwrap_or(ARCHITECTURE).to_owned(),
             n_layer,
@@ -142,6 +142,18 @@ impl ModelConfig {
         keys.fixed_choices(&config)?;
         keys.relations(&config)?;
         Ok(config)
+    }
+
+    /// The draft head's layer as a model of that layer alone: no compression, routed by score, and the rest as in the model's last layer.
+    #[must_use]
+    pub fn draft(&self) -> Self {
+        Self {
+            n_layer: 1,
+            n_hash: 0,
+            ratios: vec![0],
+            clamp: self.clamp.last().copied().into_iter().collect(),
+            ..self.clone()
+        }
     }
 
     /// Length of the four residual streams of one token, flattened.
@@ -182,6 +194,20 @@ impl Keys<'_> {
             .ok()
             .filter(|_| (least..=most).contains(&found));
         fits.ok_or_else(|| GgufError::unexpected(key, format!("{least} to {most}"), found))
+    }
+
+    /// Layers of the model itself. Files of other makers count those that predict further tokens among the blocks, as the last ones.
+    fn layers(&self, gguf: &Gguf) -> Result<usize, GgufError> {
+        let blocks = self.count("block_count", 1, MOST_LAYERS)?;
+        let further = "nextn_predict_layers";
+        if self.0.get(&Self::key(further)).is_none() {
+            return Ok(blocks);
+        }
+        let layers = blocks - self.count(further, 0, blocks as u64 - 1)?;
+        let there = gguf
+            .tensor(&format!("blk.{layers}.nextn.eh_proj.weight"))
+            .is_some();
+        Ok(if there { layers } else { blocks })
     }
 
     fn positive(&self, name: &str) -> Result<usize, GgufError> {

@@ -22,6 +22,9 @@ const EXPERTS: &[Format] = &[
 /// Expert numbers by token id.
 const TABLE: &[Format] = &[Format::I32];
 
+/// What the names of the draft head's tensors begin with.
+pub const DRAFT: &str = "mtp.0";
+
 /// One tensor that must be there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Expected {
@@ -57,9 +60,10 @@ pub fn expected(config: &ModelConfig, span: LayerSpan) -> Vec<Expected> {
         list.add("token_embd.weight", &[config.n_embd, config.n_vocab], PLAIN);
     }
     for layer in span.layers() {
-        attention(&mut list, config, layer);
+        let prefix = format!("blk.{layer}");
+        attention(&mut list, config, &prefix);
         compressor(&mut list, config, layer);
-        experts(&mut list, config, layer);
+        experts(&mut list, config, layer, &prefix);
     }
     if span.head {
         list.add(
@@ -75,26 +79,46 @@ pub fn expected(config: &ModelConfig, span: LayerSpan) -> Vec<Expected> {
     list.0
 }
 
-fn hyper(list: &mut List, config: &ModelConfig, layer: usize, block: &str) {
+/// The tensors of the draft head ([`DRAFT`]): its layer, which is that of [`ModelConfig::draft`], what joins its two inputs, and its own way to the
+/// model's output matrix. In use order.
+#[must_use]
+pub fn draft(config: &ModelConfig) -> Vec<Expected> {
+    let (mut list, config) = (List(Vec::new()), config.draft());
+    let (embd, streams) = (config.n_embd, config.hc.streams);
+    for side in ["e", "h"] {
+        list.add(format!("{DRAFT}.{side}norm.weight"), &[embd], VECTOR);
+        list.add(format!("{DRAFT}.{side}_proj.weight"), &[embd, embd], DENSE);
+    }
+    attention(&mut list, &config, DRAFT);
+    experts(&mut list, &config, 0, DRAFT);
+    let fn_dims = [config.hidden_width(), streams];
+    list.add(format!("{DRAFT}.hc_head_fn.weight"), &fn_dims, PLAIN);
+    list.add(format!("{DRAFT}.hc_head_scale.weight"), &[1], VECTOR);
+    list.add(format!("{DRAFT}.hc_head_base.weight"), &[streams], VECTOR);
+    list.add(format!("{DRAFT}.norm.weight"), &[embd], VECTOR);
+    list.0
+}
+
+fn hyper(list: &mut List, config: &ModelConfig, prefix: &str, block: &str) {
     list.add(
-        format!("blk.{layer}.hc_{block}_fn.weight"),
+        format!("{prefix}.hc_{block}_fn.weight"),
         &[config.hidden_width(), config.hc_mix()],
         PLAIN,
     );
-    list.add(format!("blk.{layer}.hc_{block}_scale.weight"), &[3], VECTOR);
+    list.add(format!("{prefix}.hc_{block}_scale.weight"), &[3], VECTOR);
     list.add(
-        format!("blk.{layer}.hc_{block}_base.weight"),
+        format!("{prefix}.hc_{block}_base.weight"),
         &[config.hc_mix()],
         VECTOR,
     );
 }
 
-fn attention(list: &mut List, config: &ModelConfig, layer: usize) {
-    hyper(list, config, layer, "attn");
+fn attention(list: &mut List, config: &ModelConfig, prefix: &str) {
+    hyper(list, config, prefix, "attn");
     let heads = config.n_head * config.head_dim;
     let (group, low) = (heads / config.o_groups, config.o_groups * config.o_lora);
     let mut add =
-        |name: &str, dims: &[usize], formats| list.add(format!("blk.{layer}.{name}.weight"), dims, formats);
+        |name: &str, dims: &[usize], formats| list.add(format!("{prefix}.{name}.weight"), dims, formats);
     add("attn_norm", &[config.n_embd], VECTOR);
     add("attn_q_a", &[config.n_embd, config.q_lora], DENSE);
     add("attn_q_a_norm", &[config.q_lora], VECTOR);
@@ -129,11 +153,10 @@ fn compressor(list: &mut List, config: &ModelConfig, layer: usize) {
     }
 }
 
-fn experts(list: &mut List, config: &ModelConfig, layer: usize) {
-    hyper(list, config, layer, "ffn");
+fn experts(list: &mut List, config: &ModelConfig, layer: usize, prefix: &str) {
+    hyper(list, config, prefix, "ffn");
     let (embd, ff, all) = (config.n_embd, config.n_ff, config.n_expert);
-    let mut add =
-        |name: &str, dims: &[usize], formats| list.add(format!("blk.{layer}.{name}"), dims, formats);
+    let mut add = |name: &str, dims: &[usize], formats| list.add(format!("{prefix}.{name}"), dims, formats);
     add("ffn_norm.weight", &[embd], VECTOR);
     add("ffn_gate_inp.weight", &[embd, all], PLAIN);
     if layer < config.n_hash {
@@ -167,8 +190,20 @@ pub fn check<'a>(
     config: &ModelConfig,
     span: LayerSpan,
 ) -> Result<Vec<&'a TensorInfo>, GgufError> {
+    present(gguf, expected(config, span))
+}
+
+/// The same for the draft head of a model of `config`, which lies in the model's file or in one of its own.
+///
+/// # Errors
+/// As [`check`].
+pub fn check_draft<'a>(gguf: &'a Gguf, config: &ModelConfig) -> Result<Vec<&'a TensorInfo>, GgufError> {
+    present(gguf, draft(config))
+}
+
+fn present(gguf: &Gguf, all: Vec<Expected>) -> Result<Vec<&TensorInfo>, GgufError> {
     let mut present = Vec::new();
-    for expected in expected(config, span) {
+    for expected in all {
         match gguf.tensor(&expected.name) {
             Some(tensor) => present.push(matches(tensor, &expected)?),
             None if expected.optional => {}

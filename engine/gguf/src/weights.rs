@@ -27,7 +27,7 @@ struct Place {
     info: TensorInfo,
 }
 
-/// The checked tensors of one [`LayerSpan`], mapped.
+/// The checked tensors of one [`LayerSpan`], or of the draft head, mapped.
 #[derive(Debug)]
 pub struct Weights {
     maps: Vec<Mmap>,
@@ -47,7 +47,26 @@ impl Weights {
         span: LayerSpan,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self, GgufError> {
-        let mut wanted = tensors::check(gguf, config, span)?;
+        Self::map_all(gguf, tensors::check(gguf, config, span)?, progress)
+    }
+
+    /// The same for the draft head of a model of `config`.
+    ///
+    /// # Errors
+    /// As [`Weights::map`].
+    pub fn map_draft(
+        gguf: &Gguf,
+        config: &ModelConfig,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Self, GgufError> {
+        Self::map_all(gguf, tensors::check_draft(gguf, config)?, progress)
+    }
+
+    fn map_all(
+        gguf: &Gguf,
+        mut wanted: Vec<&TensorInfo>,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Self, GgufError> {
         wanted.sort_by_key(|tensor| tensor.offset);
         let mut weights = Self {
             maps: Vec::new(),

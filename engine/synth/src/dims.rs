@@ -77,6 +77,8 @@ pub struct Dims {
     pub ctx: usize,
     pub seed: u64,
     pub experts: Experts,
+    /// With a draft head (multi-token prediction).
+    pub mtp: bool,
 }
 
 impl FromStr for Preset {
@@ -148,6 +150,7 @@ impl Dims {
             ctx: 4096,
             seed: 0x5eed_0d54,
             experts: Experts::Iq2,
+            mtp: false,
         };
         match preset {
             Preset::Micro => micro,
@@ -263,6 +266,7 @@ impl Dims {
         match key {
             "seed" => self.seed = seed(value)?,
             "ixq8" => self.ixq8 = matches!(value, "1" | "true"),
+            "mtp" => self.mtp = matches!(value, "1" | "true"),
             "clamp" => self.clamp = number(key, value)?,
             "w_scale" => self.w_scale = number(key, value)?,
             "experts" => self.experts = value.parse()?,
@@ -277,7 +281,7 @@ impl Dims {
             _ => {
                 let known = "a name of the model's shapes (n_layer, ratios, n_hash, n_embd, n_vocab, n_head, head_dim, n_rot, q_lora, \
                              o_groups, o_lora, n_expert, n_used, n_ff, n_swa, ix_heads, ix_dim, ix_topk, ixq8, n_hc, sinkhorn, clamp, \
-                             w_scale, orig_ctx, ctx, seed, experts)";
+                             w_scale, orig_ctx, ctx, seed, experts, mtp)";
                 return Err(refused("--set", known, key));
             }
         }

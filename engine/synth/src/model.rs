@@ -70,30 +70,50 @@ pub(crate) fn tensors(dims: &Dims) -> Vec<Tensor> {
     list.vector("output_norm.weight".into(), dims.n_embd, 0.2, 1.0);
     list.dense("output.weight".into(), dims.n_vocab, dims.n_embd, 3.0);
     for layer in 0..dims.n_layer {
-        hyper(&mut list, dims, layer);
-        attention(&mut list, dims, layer);
+        let prefix = format!("blk.{layer}");
+        hyper(&mut list, dims, &prefix);
+        attention(&mut list, dims, &prefix);
         compressor(&mut list, dims, layer);
-        feed_forward(&mut list, dims, layer);
+        feed_forward(&mut list, dims, &prefix, layer < dims.n_hash);
+    }
+    if dims.mtp {
+        draft(&mut list, dims);
     }
     list.0
 }
 
-fn hyper(list: &mut List, dims: &Dims, layer: usize) {
+/// The draft head. Its two inputs are joined with equal weight; what comes of random weights agrees with the model by chance alone.
+fn draft(list: &mut List, dims: &Dims) {
+    let name = |part: &str| format!("mtp.0.{part}.weight");
+    for side in ["e", "h"] {
+        list.vector(name(&format!("{side}norm")), dims.n_embd, 0.2, 1.0);
+        list.dense(name(&format!("{side}_proj")), dims.n_embd, dims.n_embd, 1.0);
+    }
+    hyper(list, dims, "mtp.0");
+    attention(list, dims, "mtp.0");
+    feed_forward(list, dims, "mtp.0", false);
+    list.vector(name("hc_head_base"), dims.n_hc, 0.5, 0.0);
+    list.plain(name("hc_head_fn"), dims.n_hc, dims.n_embd * dims.n_hc, 1.0);
+    list.vector(name("hc_head_scale"), 1, 0.2, 1.0);
+    list.vector(name("norm"), dims.n_embd, 0.2, 1.0);
+}
+
+fn hyper(list: &mut List, dims: &Dims, prefix: &str) {
     let mix = (2 + dims.n_hc) * dims.n_hc;
     for block in ["attn", "ffn"] {
         list.plain(
-            format!("blk.{layer}.hc_{block}_fn.weight"),
+            format!("{prefix}.hc_{block}_fn.weight"),
             mix,
             dims.n_embd * dims.n_hc,
             1.0,
         );
-        list.vector(format!("blk.{layer}.hc_{block}_scale.weight"), 3, 0.3, 1.0);
-        list.vector(format!("blk.{layer}.hc_{block}_base.weight"), mix, 0.7, 0.0);
+        list.vector(format!("{prefix}.hc_{block}_scale.weight"), 3, 0.3, 1.0);
+        list.vector(format!("{prefix}.hc_{block}_base.weight"), mix, 0.7, 0.0);
     }
 }
 
-fn attention(list: &mut List, dims: &Dims, layer: usize) {
-    let name = |part: &str| format!("blk.{layer}.{part}.weight");
+fn attention(list: &mut List, dims: &Dims, prefix: &str) {
+    let name = |part: &str| format!("{prefix}.{part}.weight");
     let heads = dims.n_head * dims.head_dim;
     let low = dims.o_groups * dims.o_lora;
     list.vector(name("attn_norm"), dims.n_embd, 0.2, 1.0);
@@ -138,13 +158,13 @@ fn compressor(list: &mut List, dims: &Dims, layer: usize) {
     list.vector(name("indexer_compressor_norm"), dim, 0.2, 1.0);
 }
 
-fn feed_forward(list: &mut List, dims: &Dims, layer: usize) {
-    let name = |part: &str| format!("blk.{layer}.{part}");
+fn feed_forward(list: &mut List, dims: &Dims, prefix: &str, hashed: bool) {
+    let name = |part: &str| format!("{prefix}.{part}");
     let (embd, ff, count) = (dims.n_embd, dims.n_ff, dims.n_expert);
     let (gate_up, down) = dims.experts.formats();
     list.vector(name("ffn_norm.weight"), embd, 0.2, 1.0);
     list.plain(name("ffn_gate_inp.weight"), count, embd, 1.5);
-    if layer < dims.n_hash {
+    if hashed {
         let draw = Draw::Experts {
             used: dims.n_used,
             count: count as u64,

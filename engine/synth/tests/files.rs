@@ -25,6 +25,31 @@ fn micro_and_tiny_are_complete_models_of_the_promised_size() {
 }
 
 #[test]
+fn a_draft_head_is_complete_and_changes_nothing_else() {
+    for preset in [Preset::Micro, Preset::Tiny] {
+        let plain = Dims::preset(preset);
+        let (_folder, path) = made(&plain);
+        let (_folder_too, with) = made(&Dims { mtp: true, ..plain });
+        let (gguf, with) = (
+            Gguf::open(&path).expect("sound"),
+            Gguf::open(&with).expect("sound"),
+        );
+        let config = ModelConfig::from_gguf(&with).expect("typed");
+        assert_eq!(config, ModelConfig::from_gguf(&gguf).expect("typed"));
+        let head = tensors::check_draft(&with, &config).expect("complete");
+        assert_eq!(with.tensors().len(), gguf.tensors().len() + head.len());
+        assert!(head.iter().all(|tensor| gguf.tensor(&tensor.name).is_none()));
+        let error = tensors::check_draft(&gguf, &config).expect_err("there is none");
+        assert!(
+            error
+                .to_string()
+                .starts_with("tensor mtp.0.enorm.weight: expected it to be present"),
+            "{error}"
+        );
+    }
+}
+
+#[test]
 fn weights_depend_on_the_seed_and_on_nothing_else() {
     let micro = Dims::preset(Preset::Micro);
     let print = |dims: &Dims| {
