@@ -1,10 +1,12 @@
 //! The whole pass over one run of layers.
 
+use std::sync::Arc;
+
 use ds4_gguf::{Gguf, LayerSpan, ModelConfig, Weights};
 use ds4_kernels::Backend;
-use ds4_kernels::ops::hyper::head_weights;
 use ds4_kernels::ops::rope::{Rope, Yarn};
 
+use crate::draft::{DraftHead, Drafter};
 use crate::layer::{Hyper, Layer};
 use crate::matrix::{Weight, vector};
 use crate::pass::Pass;
@@ -25,7 +27,7 @@ struct Head {
 /// A loaded run of layers on one back end.
 #[derive(Debug)]
 pub struct Graph<B> {
-    backend: B,
+    backend: Arc<B>,
     info: SliceInfo,
     weights: Weights,
     embedding: Option<Weight>,
@@ -33,6 +35,7 @@ pub struct Graph<B> {
     head: Option<Head>,
     rope: Rope,
     rope_compressed: Rope,
+    draft: Option<Box<DraftHead<B>>>,
 }
 
 impl<B: Backend> Graph<B> {
@@ -57,7 +60,7 @@ impl<B: Backend> Graph<B> {
         let weights = Weights::map(gguf, &config, span, progress)?;
         let layers = span
             .layers()
-            .map(|layer| Layer::load(&weights, &config, layer))
+            .map(|layer| Layer::load(&weights, &config, layer, &format!("blk.{layer}")))
             .collect::<Result<_, _>>()?;
         let embedding = (span.first == 0)
             .then(|| Weight::load(&weights, "token_embd.weight"))
@@ -74,7 +77,7 @@ impl<B: Backend> Graph<B> {
             config,
         };
         Ok(Self {
-            backend,
+            backend: Arc::new(backend),
             info,
             weights,
             embedding,
@@ -82,10 +85,49 @@ impl<B: Backend> Graph<B> {
             head,
             rope,
             rope_compressed,
+            draft: None,
         })
     }
 
-    pub(crate) const fn backend(&self) -> &B {
+    /// A model of one layer beside this one, on the same back end.
+    pub(crate) fn block(
+        &self,
+        gguf: &Gguf,
+        config: ModelConfig,
+        weights: Weights,
+        layer: Layer,
+    ) -> Result<Self, ModelError> {
+        let (rope, rope_compressed) = ropes(&config);
+        let info = SliceInfo {
+            span: LayerSpan::full(config.n_layer),
+            fingerprint: gguf.fingerprint()?,
+            layout: KvLayout::new(&config, self.info.numerics),
+            weight_bytes: weights.bytes(),
+            config,
+            ..self.info.clone()
+        };
+        Ok(Self {
+            backend: Arc::clone(&self.backend),
+            info,
+            weights,
+            embedding: None,
+            layers: vec![layer],
+            head: None,
+            rope,
+            rope_compressed,
+            draft: None,
+        })
+    }
+
+    pub(crate) fn set_draft(&mut self, head: DraftHead<B>) {
+        self.draft = Some(Box::new(head));
+    }
+
+    pub(crate) fn draft_head(&self) -> Option<&DraftHead<B>> {
+        self.draft.as_deref()
+    }
+
+    pub(crate) fn backend(&self) -> &B {
         &self.backend
     }
 
@@ -140,6 +182,17 @@ impl<B: Backend> Graph<B> {
         }
         pass.advance();
         Ok(())
+    }
+
+    fn output_head(&self) -> Result<&Head, ModelError> {
+        self.head
+            .as_ref()
+            .ok_or_else(|| self.info.lacks("output (the head)"))
+    }
+
+    /// The logits of mixed streams `[tokens][n_embd]`.
+    pub(crate) fn scores(&self, x: &[f32]) -> Result<Vec<f32>, ModelError> {
+        Ok(self.project(&self.output_head()?.output, &self.input(x, self.config().n_embd)))
     }
 
     pub(crate) fn normalise(&self, rows: &mut [f32], weight: &[f32]) {
@@ -216,28 +269,16 @@ impl<B: Backend> ModelSlice for Graph<B> {
     }
 
     fn logits_batch(&self, hidden: &Hidden, tokens: &[usize]) -> Result<Vec<f32>, ModelError> {
-        let head = self
-            .head
-            .as_ref()
-            .ok_or_else(|| self.info.lacks("output (the head)"))?;
+        let head = self.output_head()?;
         let needed = tokens.iter().map(|token| token + 1).max().unwrap_or(0);
         if needed > hidden.tokens() || hidden.width() != self.config().hidden_width() {
             self.info.check_hidden(hidden, needed)?;
         }
-        let (config, ops) = (self.config(), self.backend.ops());
         let of_tokens: Vec<&[f32]> = tokens.iter().map(|token| hidden.token(*token)).collect();
-        let streams = of_tokens.concat();
-        let (mixing, width) = (self.mixing(&head.hyper), hidden.width());
-        let mut mixes = self.hyper_raw(&head.hyper, &streams);
-        let mut x = vec![0.0; tokens.len() * config.n_embd];
-        let rows = streams
-            .chunks_exact(width)
-            .zip(mixes.chunks_exact_mut(config.hc.streams));
-        for ((streams, mix), x) in rows.zip(x.chunks_exact_mut(config.n_embd)) {
-            head_weights(mix, streams, &mixing);
-            (ops.gather)(mix, streams, x);
-            (ops.rms)(x, Some(&head.norm), config.rms_eps);
-        }
-        Ok(self.project(&head.output, &self.input(&x, config.n_embd)))
+        self.scores(&self.mixed(&head.hyper, &head.norm, &of_tokens.concat()))
+    }
+
+    fn drafter(&self) -> Option<&dyn Drafter> {
+        self.draft.as_ref().map(|_| self as &dyn Drafter)
     }
 }

@@ -1,6 +1,6 @@
 //! The residual streams around a block.
 
-use ds4_kernels::ops::hyper::Mixing;
+use ds4_kernels::ops::hyper::{Mixing, head_weights};
 use ds4_kernels::{Backend, each_row_of_two};
 
 use crate::graph::Graph;
@@ -45,6 +45,23 @@ impl<B: Backend> Graph<B> {
             },
         );
         (mixes, inputs)
+    }
+
+    /// The last streams of some tokens, mixed into one and normalised: what the output matrix takes, `[tokens][n_embd]`.
+    pub(crate) fn mixed(&self, hyper: &Hyper, norm: &[f32], streams: &[f32]) -> Vec<f32> {
+        let (config, ops) = (self.config(), self.backend().ops());
+        let (mixing, width) = (self.mixing(hyper), config.hidden_width());
+        let mut mixes = self.hyper_raw(hyper, streams);
+        let mut x = vec![0.0; streams.len() / config.hc.streams];
+        let rows = streams
+            .chunks_exact(width)
+            .zip(mixes.chunks_exact_mut(config.hc.streams));
+        for ((streams, mix), x) in rows.zip(x.chunks_exact_mut(config.n_embd)) {
+            head_weights(mix, streams, &mixing);
+            (ops.gather)(mix, streams, x);
+            (ops.rms)(x, Some(norm), config.rms_eps);
+        }
+        x
     }
 
     /// Writes a block's outputs back into the streams.

@@ -7,6 +7,7 @@ use std::ops::Range;
 
 use ds4_gguf::LayerSpan;
 
+use crate::trial::Trial;
 use crate::{KvError, KvKind, KvLayout, TokenHash};
 
 /// A full vector grows by this part of what it holds: a session of any length wastes a sixteenth at most.
@@ -208,6 +209,8 @@ pub struct Kv {
     hash: TokenHash,
     rows: BTreeMap<(usize, KvKind), Rows>,
     on_device: OnDevice,
+    /// Set while the last tokens of a pass may be taken back.
+    pub(crate) trial: Option<Trial>,
 }
 
 impl Kv {
@@ -227,6 +230,7 @@ impl Kv {
             hash: TokenHash::default(),
             rows,
             on_device: OnDevice::default(),
+            trial: None,
         }
     }
 
@@ -244,6 +248,7 @@ impl Kv {
             hash,
             rows,
             on_device: OnDevice::default(),
+            trial: None,
         }
     }
 
@@ -361,8 +366,9 @@ impl Kv {
         self.rows.insert((layer, kind), rows);
     }
 
-    /// Forgets the rows of `layer` that no token from `frontier` on can see.
+    /// Forgets the rows of `layer` that no token from `frontier` on can see, or from where a trial goes back to.
     pub(crate) fn trim(&mut self, layer: usize, frontier: u64) {
+        let frontier = self.trial.map_or(frontier, |trial| frontier.min(trial.frontier));
         for kind in self.layout.kinds(layer) {
             let first = self.layout.expected_rows(layer, *kind, frontier).start;
             if let Some(rows) = self.rows.get_mut(&(layer, *kind)) {

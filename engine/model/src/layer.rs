@@ -87,8 +87,8 @@ pub(crate) struct Expert {
 }
 
 impl Expert {
-    fn load(weights: &Weights, layer: usize, suffix: &str) -> Result<Self, ModelError> {
-        let name = |part: &str| format!("blk.{layer}.ffn_{part}_{suffix}.weight");
+    fn load(weights: &Weights, prefix: &str, suffix: &str) -> Result<Self, ModelError> {
+        let name = |part: &str| format!("{prefix}.ffn_{part}_{suffix}.weight");
         let weight = |part: &str| Weight::load(weights, &name(part));
         let (gate, up, down) = (weight("gate")?, weight("up")?, weight("down")?);
         // Both are multiplied with the same activations.
@@ -123,20 +123,25 @@ pub(crate) struct Layer {
 }
 
 impl Layer {
-    pub(crate) fn load(weights: &Weights, config: &ModelConfig, layer: usize) -> Result<Self, ModelError> {
+    /// Layer `layer` of `config`, whose tensors' names begin with `prefix`.
+    pub(crate) fn load(
+        weights: &Weights,
+        config: &ModelConfig,
+        layer: usize,
+        prefix: &str,
+    ) -> Result<Self, ModelError> {
         Ok(Self {
-            hyper_attention: Hyper::load(weights, &format!("blk.{layer}.hc_attn"))?,
-            attention: attention(weights, config, layer)?,
-            hyper_feed_forward: Hyper::load(weights, &format!("blk.{layer}.hc_ffn"))?,
-            feed_forward: feed_forward(weights, config, layer)?,
+            hyper_attention: Hyper::load(weights, &format!("{prefix}.hc_attn"))?,
+            attention: attention(weights, config.ratios[layer], prefix)?,
+            hyper_feed_forward: Hyper::load(weights, &format!("{prefix}.hc_ffn"))?,
+            feed_forward: feed_forward(weights, config, layer, prefix)?,
         })
     }
 }
 
-fn attention(weights: &Weights, config: &ModelConfig, layer: usize) -> Result<Attention, ModelError> {
-    let weight = |name: &str| Weight::load(weights, &format!("blk.{layer}.{name}.weight"));
-    let values = |name: &str| vector(weights, &format!("blk.{layer}.{name}.weight"));
-    let ratio = config.ratios[layer];
+fn attention(weights: &Weights, ratio: u32, prefix: &str) -> Result<Attention, ModelError> {
+    let weight = |name: &str| Weight::load(weights, &format!("{prefix}.{name}.weight"));
+    let values = |name: &str| vector(weights, &format!("{prefix}.{name}.weight"));
     Ok(Attention {
         norm: values("attn_norm")?,
         q_a: weight("attn_q_a")?,
@@ -148,29 +153,34 @@ fn attention(weights: &Weights, config: &ModelConfig, layer: usize) -> Result<At
         out_a: weight("attn_output_a")?,
         out_b: weight("attn_output_b")?,
         compressor: (ratio != 0)
-            .then(|| Compressor::load(weights, &format!("blk.{layer}.attn")))
+            .then(|| Compressor::load(weights, &format!("{prefix}.attn")))
             .transpose()?,
-        indexer: (ratio == 4).then(|| indexer(weights, layer)).transpose()?,
+        indexer: (ratio == 4).then(|| indexer(weights, prefix)).transpose()?,
     })
 }
 
-fn indexer(weights: &Weights, layer: usize) -> Result<Indexer, ModelError> {
+fn indexer(weights: &Weights, prefix: &str) -> Result<Indexer, ModelError> {
     Ok(Indexer {
-        compressor: Compressor::load(weights, &format!("blk.{layer}.indexer"))?,
-        queries: Weight::load(weights, &format!("blk.{layer}.indexer.attn_q_b.weight"))?,
-        heads: Weight::load(weights, &format!("blk.{layer}.indexer.proj.weight"))?,
+        compressor: Compressor::load(weights, &format!("{prefix}.indexer"))?,
+        queries: Weight::load(weights, &format!("{prefix}.indexer.attn_q_b.weight"))?,
+        heads: Weight::load(weights, &format!("{prefix}.indexer.proj.weight"))?,
     })
 }
 
-fn feed_forward(weights: &Weights, config: &ModelConfig, layer: usize) -> Result<FeedForward, ModelError> {
+fn feed_forward(
+    weights: &Weights,
+    config: &ModelConfig,
+    layer: usize,
+    prefix: &str,
+) -> Result<FeedForward, ModelError> {
     let router = if layer < config.n_hash {
         Router::Hash(table(
             weights,
             config,
-            &format!("blk.{layer}.ffn_gate_tid2eid.weight"),
+            &format!("{prefix}.ffn_gate_tid2eid.weight"),
         )?)
     } else {
-        let name = format!("blk.{layer}.exp_probs_b.bias");
+        let name = format!("{prefix}.exp_probs_b.bias");
         Router::Scored(
             weights
                 .get(&name)
@@ -180,11 +190,11 @@ fn feed_forward(weights: &Weights, config: &ModelConfig, layer: usize) -> Result
         )
     };
     Ok(FeedForward {
-        norm: vector(weights, &format!("blk.{layer}.ffn_norm.weight"))?,
-        gate: Weight::load(weights, &format!("blk.{layer}.ffn_gate_inp.weight"))?,
+        norm: vector(weights, &format!("{prefix}.ffn_norm.weight"))?,
+        gate: Weight::load(weights, &format!("{prefix}.ffn_gate_inp.weight"))?,
         router,
-        routed: Expert::load(weights, layer, "exps")?,
-        shared: Expert::load(weights, layer, "shexp")?,
+        routed: Expert::load(weights, prefix, "exps")?,
+        shared: Expert::load(weights, prefix, "shexp")?,
     })
 }
 

@@ -9,6 +9,7 @@ mod checkpoint;
 pub mod choice;
 mod complete;
 mod compress;
+mod draft;
 mod error;
 mod feed_forward;
 mod graph;
@@ -28,6 +29,7 @@ mod slice;
 mod staging;
 pub mod stop;
 mod token_hash;
+mod trial;
 
 /// Small tensors as numbers, for back ends that load the file themselves.
 pub mod tensor {
@@ -37,6 +39,7 @@ pub mod tensor {
 
 pub use checkpoint::Checkpoint;
 pub use complete::CompleteKv;
+pub use draft::Drafter;
 pub use error::{KvError, ModelError};
 pub use graph::{Graph, ropes};
 pub use hidden::Hidden;

@@ -118,7 +118,7 @@ impl Sampler {
 }
 
 /// The first of the largest logits.
-fn greedy(logits: &[f32]) -> u32 {
+pub(crate) fn greedy(logits: &[f32]) -> u32 {
     let best = (0..)
         .zip(logits)
         .fold((0, f32::NEG_INFINITY), |best, (i, logit)| {

@@ -2,6 +2,7 @@
 
 use ds4_gguf::{Fingerprint, LayerSpan, ModelConfig};
 
+use crate::draft::Drafter;
 use crate::{Hidden, Kv, KvLayout, ModelError, Numerics, Part};
 
 /// What a slice is, for handshakes and status.
@@ -128,5 +129,10 @@ pub trait ModelSlice: Send + Sync {
     /// As [`ModelSlice::logits_batch`].
     fn logits(&self, hidden: &Hidden, token: usize) -> Result<Vec<f32>, ModelError> {
         self.logits_batch(hidden, &[token])
+    }
+
+    /// The draft head, where one is loaded. Decoding then guesses with it; what is decoded stays the same.
+    fn drafter(&self) -> Option<&dyn Drafter> {
+        None
     }
 }

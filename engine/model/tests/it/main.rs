@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod batch;
+mod draft;
 mod exactness;
 mod golden;
 mod plan;

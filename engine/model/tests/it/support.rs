@@ -288,18 +288,43 @@ fn half(x: f32) -> [u8; 2] {
 
 /// Writes the model as a GGUF v3 file.
 pub fn write(path: &Path, config: &ModelConfig) {
-    let mut file = Vec::new();
     let wanted = tensors::expected(config, LayerSpan::full(config.n_layer));
-    let metadata = metadata(config);
+    write_tensors(path, &wanted, &metadata(config));
+}
+
+/// Writes the draft head of such a model as a file of its own. Its layer is a copy of the model's last one, and so is its way to the output matrix.
+pub fn write_draft(path: &Path, config: &ModelConfig) {
+    write_tensors(path, &tensors::draft(config), &[]);
+}
+
+/// The tensor whose bytes a tensor of the draft head has.
+fn twin(name: &str) -> String {
+    let Some(part) = name.strip_prefix("mtp.0.") else {
+        return name.into();
+    };
+    if let Some(part) = part.strip_prefix("hc_head_") {
+        return format!("output_hc_{part}");
+    }
+    match part {
+        "norm.weight" => "output_norm.weight".into(),
+        "enorm.weight" | "hnorm.weight" | "e_proj.weight" | "h_proj.weight" => name.into(),
+        part => format!("blk.3.{part}"),
+    }
+}
+
+/// Writes tensors and metadata as a GGUF v3 file.
+pub fn write_tensors(path: &Path, wanted: &[tensors::Expected], metadata: &[Vec<u8>]) {
+    let mut file = Vec::new();
     file.extend(b"GGUF");
     file.extend(3u32.to_le_bytes());
     file.extend((wanted.len() as u64).to_le_bytes());
     file.extend((metadata.len() as u64).to_le_bytes());
     metadata.iter().for_each(|entry| file.extend(entry));
     let (mut offset, mut all) = (0u64, Vec::new());
-    for tensor in &wanted {
-        let format = format_of(&tensor.name);
-        let bytes = data(&tensor.name, &tensor.dims, format);
+    for tensor in wanted {
+        let name = twin(&tensor.name);
+        let format = format_of(&name);
+        let bytes = data(&name, &tensor.dims, format);
         file.extend(text(&tensor.name));
         file.extend((tensor.dims.len() as u32).to_le_bytes());
         tensor.dims.iter().for_each(|dim| file.extend(dim.to_le_bytes()));
@@ -319,7 +344,7 @@ fn text(text: &str) -> Vec<u8> {
 }
 
 /// Key, type (4 u32, 6 f32, 7 bool, 8 string, 9 array) and value.
-fn metadata(config: &ModelConfig) -> Vec<Vec<u8>> {
+pub fn metadata(config: &ModelConfig) -> Vec<Vec<u8>> {
     let entry =
         |key: &str, kind: u32, value: Vec<u8>| [text(key), kind.to_le_bytes().to_vec(), value].concat();
     let number = |key: &str, value: usize| {
