@@ -131,6 +131,20 @@ pub trait ModelSlice: Send + Sync {
         self.logits_batch(hidden, &[token])
     }
 
+    /// Computes `token` and after it `guess`, which may be taken back: `kv` is on trial until [`Kv::keep_trial`] or [`Kv::undo_trial`]. The streams and
+    /// the logits of both; those of `token` are what a pass of it alone gives.
+    ///
+    /// # Errors
+    /// As [`ModelSlice::embed`], [`ModelSlice::forward_batch`] and [`ModelSlice::logits_batch`].
+    fn forward_guess(&self, token: u32, guess: u32, kv: &mut Kv) -> Result<(Hidden, Vec<f32>), ModelError> {
+        let tokens = [token, guess];
+        let mut hidden = self.embed(&tokens)?;
+        kv.begin_trial(&tokens[..1]);
+        self.forward(&tokens, &mut hidden, kv)?;
+        let logits = self.logits_batch(&hidden, &[0, 1])?;
+        Ok((hidden, logits))
+    }
+
     /// The draft head, where one is loaded. Decoding then guesses with it; what is decoded stays the same.
     fn drafter(&self) -> Option<&dyn Drafter> {
         None

@@ -130,6 +130,15 @@ impl Handed {
     }
 }
 
+/// What the draft head guessed while an answer ran alone.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Guesses {
+    /// Tokens guessed, one in a pass.
+    pub tried: u32,
+    /// Of these, those that saved a pass.
+    pub right: u32,
+}
+
 /// How a request ended.
 #[derive(Clone, Copy, Debug)]
 pub struct Finished {
@@ -141,6 +150,8 @@ pub struct Finished {
     pub cached_tokens: u32,
     /// What the stages handed over.
     pub handed: Handed,
+    /// What the draft head guessed; none without one.
+    pub guesses: Guesses,
 }
 
 /// What happens to a request, in order.

@@ -27,7 +27,7 @@ pub use describe::{Identity, Incompatible};
 pub use engine::{Adaptive, Choice, Demand, Flow, Priority, Reason, Way};
 pub use engine::{Engine, EngineOptions, EngineStatus, LogitsReport, OnFailure, Policy};
 pub use error::{EngineError, RouteError, StageError};
-pub use generate::{Decision, Event, FinishReason, Finished, Generate, Generation, Handed, Timings};
+pub use generate::{Decision, Event, FinishReason, Finished, Generate, Generation, Guesses, Handed, Timings};
 pub use net::{Dialer, Tls, TlsError};
 pub use route::{HandoffReport, Route, RouteOptions, RouteState};
 pub use stage::{StageOptions, StageServer};

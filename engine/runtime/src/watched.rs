@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use ds4_model::{Hidden, ModelError, ModelSlice, Part, SliceInfo};
+use ds4_model::{Drafter, Hidden, ModelError, ModelSlice, Part, SliceInfo};
 use tokio::sync::watch;
 
 /// A slice that knows whether its device still works.
@@ -66,5 +66,10 @@ impl ModelSlice for Watched {
 
     fn logits_batch(&self, hidden: &Hidden, tokens: &[usize]) -> Result<Vec<f32>, ModelError> {
         self.ask(|slice| slice.logits_batch(hidden, tokens))
+    }
+
+    /// Only the processor has one, and it does not break.
+    fn drafter(&self) -> Option<&dyn Drafter> {
+        self.slice.drafter()
     }
 }

@@ -51,6 +51,10 @@ pub struct Metrics {
     pub prompt_tokens: Counter,
     /// Tokens generated.
     pub generated_tokens: Counter,
+    /// Tokens that the draft head guessed.
+    pub draft_tokens: Counter,
+    /// Of these, those that were right and saved a pass.
+    pub draft_tokens_accepted: Counter,
     /// Time to first token in seconds.
     pub first_token_seconds: Histogram,
     /// Requests waiting.
@@ -163,6 +167,18 @@ impl Metrics {
             "Tokens generated",
             Counter::clone(&generated_tokens),
         );
+        let draft_tokens = Counter::default();
+        registry.register(
+            "ds4_draft_tokens",
+            "Tokens that the draft head guessed",
+            Counter::clone(&draft_tokens),
+        );
+        let draft_tokens_accepted = Counter::default();
+        registry.register(
+            "ds4_draft_tokens_accepted",
+            "Guesses of the draft head that saved a pass",
+            Counter::clone(&draft_tokens_accepted),
+        );
         let first_token_seconds = seconds();
         registry.register(
             "ds4_first_token_seconds",
@@ -211,6 +227,8 @@ impl Metrics {
             handoff_failures,
             prompt_tokens,
             generated_tokens,
+            draft_tokens,
+            draft_tokens_accepted,
             first_token_seconds,
             queue,
             sessions,

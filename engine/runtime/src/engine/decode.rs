@@ -48,7 +48,15 @@ impl Engine {
         };
         let chooser = Chooser::new(&request.sampling, request.shaping);
         let (held, hidden) = (prompted.held, &prompted.hidden);
-        let (answer, ended) = Answer::new(held, hidden, chooser, until, events.clone(), &self.compute);
+        let (answer, ended) = Answer::new(
+            &*self.slice,
+            held,
+            hidden,
+            chooser,
+            until,
+            events.clone(),
+            &self.compute,
+        );
         self.compute.join(answer);
         let work = async {
             let end = ended.await;
@@ -60,6 +68,7 @@ impl Engine {
             result,
             count,
             first,
+            guesses,
         } = work
             .instrument(span)
             .await
@@ -81,6 +90,7 @@ impl Engine {
             timings,
             cached_tokens,
             handed,
+            guesses,
         };
         // A client that left does not need the end.
         let _ = events.send(Event::Finished(finished)).await;

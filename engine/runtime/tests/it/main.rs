@@ -4,6 +4,7 @@
 mod admission;
 mod broken;
 mod certificates;
+mod draft;
 mod drain;
 mod equal;
 mod faults;

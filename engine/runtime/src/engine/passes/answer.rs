@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use ds4_model::choice::{Choice, Chooser};
-use ds4_model::{Hidden, ModelError, Part};
+use ds4_model::{Drafter, Hidden, Kv, ModelError, ModelSlice, Part};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
@@ -11,7 +11,7 @@ use super::super::held::Held;
 use super::Passes;
 use crate::EngineError;
 use crate::compute::Compute;
-use crate::generate::{Event, FinishReason};
+use crate::generate::{Event, FinishReason, Guesses};
 
 /// Events of one token: what is told of it, and itself.
 const EVENTS: usize = 2;
@@ -25,6 +25,7 @@ pub(crate) struct End {
     pub(crate) count: u32,
     /// When the first one was chosen.
     pub(crate) first: Option<Instant>,
+    pub(crate) guesses: Guesses,
 }
 
 pub(crate) type Ended = oneshot::Receiver<End>;
@@ -41,8 +42,11 @@ pub(crate) struct Until {
 /// An answer that runs.
 pub(crate) struct Answer {
     held: Held,
-    /// Streams of the session's last token.
-    last: Vec<f32>,
+    /// Streams of the session's last token. Before them those of earlier tokens that the draft head is still to see, where there is one.
+    rows: Vec<f32>,
+    width: usize,
+    /// What the draft head has seen of the session so far.
+    seen: Option<Kv>,
     chooser: Chooser,
     /// The token that the rows do not hold yet.
     chosen: Option<u32>,
@@ -50,6 +54,7 @@ pub(crate) struct Answer {
     fresh: Option<Result<Choice, EngineError>>,
     until: Until,
     count: u32,
+    guesses: Guesses,
     first: Option<Instant>,
     events: mpsc::Sender<Event>,
     done: oneshot::Sender<End>,
@@ -59,8 +64,9 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
-    /// An answer after `held`, whose last tokens have the streams `hidden`; the end comes by the second value. Needs a Tokio runtime.
+    /// An answer of `slice` after `held`, whose last tokens have the streams `hidden`; the end comes by the second value. Needs a Tokio runtime.
     pub(crate) fn new(
+        slice: &dyn ModelSlice,
         held: Held,
         hidden: &Hidden,
         chooser: Chooser,
@@ -69,18 +75,19 @@ impl Answer {
         home: &Compute<Passes>,
     ) -> (Self, Ended) {
         let (done, ended) = oneshot::channel();
-        let last = hidden
-            .tokens()
-            .checked_sub(1)
-            .map(|last| hidden.token(last).to_vec());
+        let wanted = slice.drafter().map_or(1, Drafter::window);
+        let first = hidden.tokens() - wanted.min(hidden.tokens()).min(held.tokens.len());
         let answer = Self {
+            rows: hidden.as_slice()[first * hidden.width()..].to_vec(),
+            width: hidden.width(),
+            seen: None,
             held,
-            last: last.unwrap_or_default(),
             chooser,
             chosen: None,
             fresh: None,
             until,
             count: 0,
+            guesses: Guesses::default(),
             first: None,
             events,
             done,
@@ -126,15 +133,60 @@ impl Answer {
         })
     }
 
-    /// The chosen token is computed; `row` are its streams.
+    /// The chosen token is computed, in a pass without a guess; `row` are its streams.
     pub(super) fn advance(&mut self, row: &[f32]) {
-        self.held.tokens.extend(self.chosen.take());
-        self.last.clear();
-        self.last.extend_from_slice(row);
+        self.rows.clear();
+        self.seen = None;
+        self.computed(row);
     }
 
+    /// The chosen token is computed; `row` are its streams.
+    pub(super) fn computed(&mut self, row: &[f32]) {
+        self.held.tokens.extend(self.chosen.take());
+        self.rows.extend_from_slice(row);
+    }
+
+    /// Streams of the session's last token.
     pub(super) fn last(&self) -> &[f32] {
-        &self.last
+        &self.rows[self.rows.len().saturating_sub(self.width)..]
+    }
+
+    pub(super) const fn kv_mut(&mut self) -> &mut Kv {
+        self.held.kv.kv_mut()
+    }
+
+    /// Whether the next pass may choose two tokens.
+    pub(super) fn may_guess(&self) -> bool {
+        let room = self.events.capacity() >= 2 * EVENTS;
+        room && self.chosen.is_some() && self.until.tokens - self.count >= 2
+    }
+
+    /// What the draft head expects after `token`, which was chosen and is not computed yet.
+    pub(super) fn guess(&mut self, drafter: &dyn Drafter, token: u32) -> Result<u32, ModelError> {
+        let rows = std::mem::take(&mut self.rows);
+        let earlier = (rows.len() / self.width).saturating_sub(1);
+        let mut tokens = self.held.tokens[self.held.tokens.len() - earlier..].to_vec();
+        tokens.push(token);
+        let expected = tokens.len() * self.width;
+        let hidden = Hidden::from_vec(self.width, rows).ok_or(ModelError::Hidden {
+            tokens: tokens.len(),
+            width: self.width,
+            expected,
+            found: 0,
+        })?;
+        let seen = self.seen.get_or_insert_with(|| drafter.empty());
+        drafter.draft(seen, &tokens, &hidden)
+    }
+
+    /// Whether `token` is what was just chosen, and more is to come after it.
+    pub(super) fn goes_on_with(&self, token: u32) -> bool {
+        let chosen = matches!(&self.fresh, Some(Ok(choice)) if choice.token == token);
+        chosen && !self.until.eos.contains(&token) && self.until.tokens - self.count >= 2
+    }
+
+    pub(super) const fn count_guess(&mut self, right: bool) {
+        self.guesses.tried += 1;
+        self.guesses.right += right as u32;
     }
 
     pub(super) fn choose(&mut self, logits: &[f32]) {
@@ -172,12 +224,13 @@ impl Answer {
     }
 
     /// The model failed; the session may stand anywhere.
-    pub(super) fn fail(self, error: &ModelError) {
+    pub(super) fn fail(self, error: &dyn std::error::Error) {
         let end = End {
             held: None,
             result: Err(EngineError::Internal(error.to_string())),
             count: self.count,
             first: self.first,
+            guesses: self.guesses,
         };
         let _ = self.done.send(end);
     }
@@ -188,6 +241,7 @@ impl Answer {
             result,
             count: self.count,
             first: self.first,
+            guesses: self.guesses,
         };
         // Somebody waits for every answer, unless the process ends.
         let _ = self.done.send(end);

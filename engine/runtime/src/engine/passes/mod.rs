@@ -1,8 +1,10 @@
-//! What the compute thread works on: running answers, a token each in every pass, and pieces of the prompts that wait.
+//! What the compute thread works on: running answers, a token each in every pass, and pieces of the prompts that wait. With a draft head an answer
+//! that runs alone has two tokens in a pass when the head guesses right.
 //!
 //! Sessions that share a pass share weights and nothing else, so who joins when changes no token.
 
 mod answer;
+mod draft;
 mod prompt;
 
 use std::sync::Arc;
@@ -145,6 +147,9 @@ impl Work for Passes {
         }
         self.expected = None;
         self.sweep();
+        if self.guesses() {
+            return self.guess();
+        }
         let (whole, own): (Pieces, Pieces) = self
             .choose()
             .into_iter()
