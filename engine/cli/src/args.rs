@@ -146,6 +146,22 @@ pub(crate) struct ComputeArguments {
     pub(crate) threads: Option<usize>,
 }
 
+/// Guesses while an answer is decoded.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct DraftArguments {
+    /// Decode with the draft head (multi-token prediction) of the model file, or of another one: an answer that runs alone has two tokens in a pass
+    /// where the head guesses right. Answers stay the same. On the CPU only.
+    #[arg(
+        long,
+        env = "DS4_MTP",
+        num_args = 0..=1,
+        require_equals = true,
+        value_name = "FILE"
+    )]
+    #[allow(clippy::option_option)] // not asked for; asked for; asked for with a file
+    pub(crate) mtp: Option<Option<PathBuf>>,
+}
+
 /// What a program records.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct TelemetryArguments {
@@ -239,6 +255,8 @@ pub(crate) struct TlsArguments {
 pub(crate) struct ServeArguments {
     #[command(flatten)]
     pub(crate) compute: ComputeArguments,
+    #[command(flatten)]
+    pub(crate) draft: DraftArguments,
     #[command(flatten)]
     pub(crate) route: RouteArguments,
     #[command(flatten)]
@@ -383,6 +401,8 @@ pub(crate) struct RunArguments {
     #[command(flatten)]
     pub(crate) compute: ComputeArguments,
     #[command(flatten)]
+    pub(crate) draft: DraftArguments,
+    #[command(flatten)]
     pub(crate) route: RouteArguments,
     #[command(flatten)]
     pub(crate) telemetry: TelemetryArguments,
@@ -475,6 +495,9 @@ pub(crate) struct SynthArguments {
     /// Formats of the routed experts.
     #[arg(long, default_value = "iq2", value_name = "iq2|q4k|mxfp4")]
     pub(crate) experts: Experts,
+    /// With a draft head (multi-token prediction); of random weights it guesses right by chance alone.
+    #[arg(long)]
+    pub(crate) mtp: bool,
     /// Another shape, for example n_layer=5.
     #[arg(long, value_name = "KEY=VALUE")]
     pub(crate) set: Vec<String>,
@@ -487,6 +510,8 @@ pub(crate) struct SynthArguments {
 pub(crate) struct BenchArguments {
     #[command(flatten)]
     pub(crate) compute: ComputeArguments,
+    #[command(flatten)]
+    pub(crate) draft: DraftArguments,
     /// Tokens of each prompt that is prefilled from nothing; 0 for none.
     #[arg(short, long, value_delimiter = ',', default_values_t = [512], value_name = "N,...")]
     pub(crate) prompt: Vec<usize>,

@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
-use ds4_gguf::{Gguf, LayerSpan, ModelConfig};
+use anyhow::{Context, Result, bail};
+use ds4_gguf::{Gguf, LayerSpan, ModelConfig, tensors};
 use ds4_kernels_cpu::Cpu;
 use ds4_kernels_cuda::CudaError;
 use ds4_model::memory::{self, Need};
@@ -13,7 +13,7 @@ use ds4_model_cuda::CudaSlice;
 use ds4_model_metal::MetalSlice;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::args::{BackendArgument, ComputeArguments, CudaGraphArgument};
+use crate::args::{BackendArgument, ComputeArguments, CudaGraphArgument, DraftArguments};
 
 /// A model file whose header was read.
 pub(crate) struct Model {
@@ -29,12 +29,23 @@ pub(crate) fn open(path: &Path) -> Result<Model> {
     Ok(Model { gguf, config })
 }
 
-/// Loads some layers, unless the machine cannot hold them beside a session of `tokens` tokens; `report(percent)` while pages are read.
+/// The file of the draft head that `--mtp` asks for: the model's, or another one.
+pub(crate) fn draft_head(model: &Path, draft: &DraftArguments) -> Result<Option<Gguf>> {
+    let Some(file) = &draft.mtp else {
+        return Ok(None);
+    };
+    let path = file.as_deref().unwrap_or(model);
+    let head = Gguf::open(path).with_context(|| format!("--mtp {}", path.display()))?;
+    Ok(Some(head))
+}
+
+/// Loads some layers, with the draft head in `draft`, unless the machine cannot hold them beside a session of `tokens` tokens; `report(percent)` while pages are read.
 pub(crate) fn load(
     model: &Model,
     span: LayerSpan,
     tokens: u64,
     compute: &ComputeArguments,
+    draft: Option<&Gguf>,
     report: &dyn Fn(u64),
 ) -> Result<Arc<dyn ModelSlice>> {
     ds4_fetch::ensure_covers(&model.gguf, &model.config, span)?;
@@ -43,9 +54,12 @@ pub(crate) fn load(
     if matches!(place, Place::Cpu) {
         // A device is asked for its memory below.
         let tokens = tokens.min(model.config.context_length as u64);
-        Need::of(&model.gguf, &model.config, compute.numerics, span, tokens)
-            .with_context(named)?
-            .check(memory::available())?;
+        let mut need =
+            Need::of(&model.gguf, &model.config, compute.numerics, span, tokens).with_context(named)?;
+        need.weights += draft.map_or(Ok(0), |head| draft_bytes(head, &model.config))?;
+        need.check(memory::available())?;
+    } else if draft.is_some() {
+        bail!("--mtp: expected --backend cpu, found a device: other back ends do not guess");
     }
     let bar = bar("loading");
     let mut progress = |done: u64, total: u64| {
@@ -65,13 +79,30 @@ pub(crate) fn load(
         }
         Place::Cpu => {
             let cpu = Cpu::new(compute.threads, None)?;
-            Arc::new(Graph::load(gguf, span, numerics, cpu, &mut progress).with_context(named)?)
+            let graph = Graph::load(gguf, span, numerics, cpu, &mut progress).with_context(named)?;
+            match draft {
+                Some(head) => Arc::new(graph.with_draft(head, &mut |_, _| {}).context(NO_HEAD)?),
+                None => Arc::new(graph),
+            }
         }
     };
     bar.finish_and_clear();
+    if let Some(head) = draft {
+        let bytes = draft_bytes(head, &model.config)?;
+        tracing::info!(file = %head.path().display(), bytes, "draft head loaded: an answer that runs alone is decoded with guesses");
+    }
     let info = slice.info();
     tracing::info!(model = %info.config.name, layers = %info.span, backend = %info.backend, bytes = info.weight_bytes, "model loaded");
     Ok(slice)
+}
+
+/// What an error of the draft head is told with.
+const NO_HEAD: &str = "--mtp: no draft head of this model in that file";
+
+/// Bytes of the draft head's weights.
+fn draft_bytes(head: &Gguf, config: &ModelConfig) -> Result<u64> {
+    let tensors = tensors::check_draft(head, config).context(NO_HEAD)?;
+    Ok(tensors.iter().map(|tensor| tensor.bytes).sum())
 }
 
 /// Where to compute.

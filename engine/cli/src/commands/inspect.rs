@@ -1,7 +1,7 @@
 //! `ds4 inspect`.
 
 use anyhow::{Context, Result};
-use ds4_gguf::{LayerSpan, ModelConfig};
+use ds4_gguf::{LayerSpan, ModelConfig, tensors};
 use ds4_model::Numerics;
 use ds4_model::plan::Sizes;
 use ds4_plan::{Machine, PlanError, Share, split};
@@ -72,6 +72,9 @@ fn print(model: &Model, sizes: &Sizes, context: u64) -> Result<()> {
     }
     println!("  embedding              {:>10}", human(sizes.embedding));
     println!("  head                   {:>10}", human(sizes.head));
+    if let Some(bytes) = draft_bytes(model)? {
+        println!("  draft head (--mtp)     {:>10}", human(bytes));
+    }
     println!();
     let all = 0..c.n_layer;
     println!(
@@ -80,6 +83,17 @@ fn print(model: &Model, sizes: &Sizes, context: u64) -> Result<()> {
         human(sizes.layout.bytes(all, context))
     );
     Ok(())
+}
+
+/// Bytes of the draft head; none where the file has none, an error where it has a part of one or another model's.
+fn draft_bytes(model: &Model) -> Result<Option<u64>> {
+    let prefix = format!("{}.", tensors::DRAFT);
+    let mut all = model.gguf.tensors().iter();
+    if !all.any(|tensor| tensor.name.starts_with(&prefix)) {
+        return Ok(None);
+    }
+    let head = tensors::check_draft(&model.gguf, &model.config)?;
+    Ok(Some(head.iter().map(|tensor| tensor.bytes).sum()))
 }
 
 fn ratio(config: &ModelConfig, layer: usize) -> String {
@@ -138,7 +152,7 @@ fn as_json(
     Ok(json!({
         "name": c.name, "architecture": "deepseek4", "file_bytes": model.gguf.length(), "fingerprint": model.gguf.fingerprint()?.to_string(),
         "layers": sizes.layers.iter().enumerate().map(layer).collect::<Vec<_>>(),
-        "embedding_bytes": sizes.embedding, "head_bytes": sizes.head,
+        "embedding_bytes": sizes.embedding, "head_bytes": sizes.head, "draft_head_bytes": draft_bytes(model)?,
         "n_layer": c.n_layer, "n_embd": c.n_embd, "n_vocab": c.n_vocab, "n_head": c.n_head, "head_dim": c.head_dim,
         "n_rot": c.n_rot, "q_lora": c.q_lora, "o_lora": c.o_lora, "o_groups": c.o_groups,
         "n_expert": c.n_expert, "n_used": c.n_used, "n_ff": c.n_ff, "n_hash": c.n_hash,

@@ -23,7 +23,14 @@ pub(crate) async fn run(arguments: LogitsArguments) -> Result<()> {
     } else {
         Some(local_stages::start(&arguments.stages, model.config.n_layer, &arguments.compute).await?)
     };
-    let slice = load::load(&model, full, tokens.len() as u64, &arguments.compute, &|_| {})?;
+    let slice = load::load(
+        &model,
+        full,
+        tokens.len() as u64,
+        &arguments.compute,
+        None,
+        &|_| {},
+    )?;
     let (own, addresses) = stages.as_ref().map_or((full, Vec::new()), |stages| {
         (stages.own, stages.addresses.clone())
     });

@@ -48,11 +48,13 @@ pub(crate) async fn run(arguments: RunArguments) -> Result<()> {
         .route
         .max_context
         .unwrap_or(model.config.context_length as u64);
+    let head = load::draft_head(&arguments.compute.model, &arguments.draft)?;
     let slice = load::load(
         &model,
         LayerSpan::full(n_layer),
         context,
         &arguments.compute,
+        head.as_ref(),
         &|_| {},
     )?;
     let eos = tokenizer.special(Special::Eos).into_iter().collect();
@@ -138,13 +140,14 @@ async fn generate(
 }
 
 fn report(outcome: &Outcome, prompt_tokens: usize, as_json: bool) {
-    let timings = outcome.finished.timings;
+    let (timings, guesses) = (outcome.finished.timings, outcome.finished.guesses);
     if as_json {
         let summary = json!({
             "decision": outcome.decision.to_string(), "prompt_tokens": prompt_tokens, "completion_tokens": outcome.tokens.len(),
             "finish_reason": format!("{:?}", outcome.finished.reason).to_lowercase(), "text": outcome.text,
             "prefill_seconds": timings.prefill.as_secs_f64(), "handoff_tail_seconds": timings.handoff_tail.as_secs_f64(),
             "first_token_seconds": timings.first_token.as_secs_f64(), "decode_seconds": timings.decode.as_secs_f64(),
+            "draft_tokens": guesses.tried, "draft_tokens_accepted": guesses.right,
         });
         println!("{summary}");
         return;
@@ -157,4 +160,7 @@ fn report(outcome: &Outcome, prompt_tokens: usize, as_json: bool) {
         timings.first_token.as_secs_f64(),
         outcome.tokens.len(),
     );
+    if guesses.tried > 0 {
+        eprintln!("{} of {} guesses were right", guesses.right, guesses.tried);
+    }
 }

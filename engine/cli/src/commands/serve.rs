@@ -86,6 +86,7 @@ type Prepared = (
 
 fn prepare(model: &Model, own: LayerSpan, arguments: &ServeArguments, app: &App) -> Result<Prepared> {
     let tokenizer = Tokenizer::from_gguf(&model.gguf)?;
+    let head = load::draft_head(&arguments.compute.model, &arguments.draft)?;
     let slice = load::load(
         model,
         LayerSpan::full(model.config.n_layer),
@@ -94,6 +95,7 @@ fn prepare(model: &Model, own: LayerSpan, arguments: &ServeArguments, app: &App)
             .max_context
             .unwrap_or(model.config.context_length as u64),
         &arguments.compute,
+        head.as_ref(),
         &|percent| app.loading(percent),
     )?;
     let eos = tokenizer.special(Special::Eos).into_iter().collect();

@@ -23,7 +23,14 @@ pub(crate) async fn run(arguments: StageArguments) -> Result<()> {
     let listener = TcpListener::bind(&arguments.listen)
         .await
         .with_context(|| format!("--listen {}", arguments.listen))?;
-    let slice = load::load(&model, span, arguments.max_context, &arguments.compute, &|_| {})?;
+    let slice = load::load(
+        &model,
+        span,
+        arguments.max_context,
+        &arguments.compute,
+        None,
+        &|_| {},
+    )?;
     println!("{LISTENING}{}", listener.local_addr()?);
     std::io::stdout().flush()?;
     let tls = super::certificates(&arguments.tls)?;

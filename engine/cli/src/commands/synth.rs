@@ -9,6 +9,7 @@ use crate::{load, sizes};
 pub(crate) fn run(arguments: &SynthArguments) -> Result<()> {
     let mut dims = Dims {
         experts: arguments.experts,
+        mtp: arguments.mtp,
         ..Dims::preset(arguments.preset)
     };
     if let Some(seed) = arguments.seed {

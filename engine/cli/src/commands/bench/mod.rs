@@ -32,7 +32,15 @@ pub(crate) fn run(arguments: &BenchArguments) -> Result<()> {
         .max()
         .copied()
         .unwrap_or(0);
-    let slice = load::load(&model, full, deepest as u64, &arguments.compute, &|_| {})?;
+    let head = load::draft_head(&arguments.compute.model, &arguments.draft)?;
+    let slice = load::load(
+        &model,
+        full,
+        deepest as u64,
+        &arguments.compute,
+        head.as_ref(),
+        &|_| {},
+    )?;
     let load = started.elapsed();
     let bench = Bench::new(&*slice, arguments.chunk);
     if !arguments.no_warmup {
@@ -62,7 +70,7 @@ pub(crate) fn run(arguments: &BenchArguments) -> Result<()> {
     Ok(())
 }
 
-/// Prefills first, each from nothing; then decodes, deeper and deeper in one session.
+/// Prefills first, each from nothing; then decodes, deeper and deeper in one session. With a draft head once more one session, with guesses.
 fn measure(bench: &Bench<'_>, arguments: &BenchArguments) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     for _ in 0..arguments.repeat {
@@ -87,6 +95,9 @@ fn measure(bench: &Bench<'_>, arguments: &BenchArguments) -> Result<Vec<Row>> {
             for batch in arguments.batch.iter().copied().filter(|batch| *batch > 0) {
                 let steps = bench.decode(&kv, batch, arguments.generate)?;
                 rows.push(Row::decode(depth, batch, &steps));
+            }
+            if let Some(guessed) = bench.guess(&kv, arguments.generate)? {
+                rows.push(Row::guessed(depth, guessed));
             }
         }
     }

@@ -7,7 +7,7 @@ use ds4_kernels_cpu::Roofline;
 use ds4_model::SliceInfo;
 use serde_json::{Value, json};
 
-use super::session::Chunk;
+use super::session::{Chunk, Guessed};
 use super::work::Work;
 use crate::sizes::human;
 
@@ -20,6 +20,8 @@ pub(crate) enum Test {
     Fill,
     /// Tokens one after another.
     Decode,
+    /// The same with a draft head's guesses.
+    Draft,
 }
 
 impl Test {
@@ -28,6 +30,7 @@ impl Test {
             Self::Prefill => "prefill",
             Self::Fill => "fill",
             Self::Decode => "decode",
+            Self::Draft => "draft",
         }
     }
 }
@@ -45,6 +48,8 @@ pub(crate) struct Row {
     pub(crate) took: Duration,
     /// Pieces of a prefill.
     pub(crate) chunks: Vec<Chunk>,
+    /// Guesses, and those that were right.
+    pub(crate) guesses: Option<(usize, usize)>,
 }
 
 impl Row {
@@ -56,6 +61,7 @@ impl Row {
             tokens: chunks.iter().map(|chunk| chunk.tokens).sum(),
             took: chunks.iter().map(|chunk| chunk.took).sum(),
             chunks,
+            guesses: None,
         }
     }
 
@@ -67,6 +73,19 @@ impl Row {
             tokens: steps.len() * batch,
             took: steps.iter().sum(),
             chunks: Vec::new(),
+            guesses: None,
+        }
+    }
+
+    pub(crate) const fn guessed(depth: usize, guessed: Guessed) -> Self {
+        Self {
+            test: Test::Draft,
+            depth,
+            batch: 1,
+            tokens: guessed.tokens,
+            took: guessed.took,
+            chunks: Vec::new(),
+            guesses: Some((guessed.tried, guessed.right)),
         }
     }
 
@@ -81,6 +100,7 @@ impl Row {
             "test": self.test.name(), "depth": self.depth, "batch": self.batch, "tokens": self.tokens,
             "seconds": self.took.as_secs_f64(), "tokens_per_second": self.rate(),
             "chunks": self.chunks.iter().map(chunk).collect::<Vec<_>>(),
+            "draft_tokens": self.guesses.map(|(tried, _)| tried), "draft_tokens_accepted": self.guesses.map(|(_, right)| right),
         })
     }
 }
@@ -139,6 +159,8 @@ impl Report<'_> {
                 steps * self.work.bytes(row.batch) / line.read,
                 "of read bandwidth",
             ),
+            // The rows of a token and a guess share weights in part; what they touch is not known.
+            Test::Draft => return None,
             Test::Prefill | Test::Fill => (row.rate() * self.work.int8 / line.int8, "of int8 peak"),
         })
     }
@@ -187,6 +209,9 @@ impl fmt::Display for Report<'_> {
             )?;
             if let Some((share, of)) = self.share(row) {
                 write!(f, "   {:.0} % {of}", share * 100.0)?;
+            }
+            if let Some((tried, right)) = row.guesses {
+                write!(f, "   {right} of {tried} guesses right")?;
             }
             writeln!(f)?;
         }

@@ -3,7 +3,8 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use ds4_model::{CompleteKv, ModelSlice, Part};
+use ds4_model::sampling::{Sampler, Sampling};
+use ds4_model::{CompleteKv, Hidden, ModelSlice, Part};
 
 /// One timed piece of a prefill.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -14,6 +15,17 @@ pub(crate) struct Chunk {
     pub(crate) tokens: usize,
     /// What it took.
     pub(crate) took: Duration,
+}
+
+/// Tokens generated with guesses.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Guessed {
+    pub(crate) tokens: usize,
+    pub(crate) took: Duration,
+    /// Passes, with a guess each.
+    pub(crate) tried: usize,
+    /// Guesses that saved a pass.
+    pub(crate) right: usize,
 }
 
 /// A model and how it is measured.
@@ -88,6 +100,42 @@ impl<'a> Bench<'a> {
             Ok(start.elapsed())
         };
         (depth..depth + steps).map(&mut step).collect()
+    }
+
+    /// Generates at least `steps` tokens after `kv` with the draft head's guesses, the most likely one each: what a head guesses right of is text
+    /// of the model's own. None without a head.
+    pub(crate) fn guess(&self, kv: &CompleteKv, steps: usize) -> Result<Option<Guessed>> {
+        let Some(drafter) = self.slice.drafter() else {
+            return Ok(None);
+        };
+        let (mut session, mut seen, mut guessed) = (kv.clone(), drafter.empty(), Guessed::default());
+        let kv = session.kv_mut();
+        let mut sampler = Sampler::new(&Sampling::GREEDY);
+        let first = self.token(0, usize::try_from(kv.frontier())?);
+        let mut before = self.slice.embed(&[first])?;
+        self.slice.forward(&[first], &mut before, kv)?;
+        let mut next = vec![sampler.sample(&self.slice.logits(&before, 0)?)];
+        while guessed.tokens < steps {
+            let start = Instant::now();
+            let guess = drafter.draft(&mut seen, &next, &before)?;
+            let token = next.last().copied().context("a token to go on from")?;
+            let (hidden, logits) = self.slice.forward_guess(token, guess, kv)?;
+            let (after_token, after_guess) = logits.split_at(self.n_vocab);
+            next = vec![sampler.sample(after_token)];
+            guessed.tried += 1;
+            if next == [guess] {
+                kv.keep_trial();
+                next.push(sampler.sample(after_guess));
+                guessed.right += 1;
+            } else {
+                kv.undo_trial()?;
+            }
+            let rows = hidden.as_slice()[..next.len() * hidden.width()].to_vec();
+            before = Hidden::from_vec(hidden.width(), rows).context("streams of some width")?;
+            guessed.tokens += next.len();
+            guessed.took += start.elapsed();
+        }
+        Ok(Some(guessed))
     }
 
     /// The token at a position of a session: a hash of both (the finaliser of SplitMix64), so that sessions use different experts.
