@@ -22,8 +22,34 @@ const EXPERTS: &[Format] = &[
 /// Expert numbers by token id.
 const TABLE: &[Format] = &[Format::I32];
 
-/// What the names of the draft head's tensors begin with.
-pub const DRAFT: &str = "mtp.0";
+/// What the names of a draft head's tensors are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum DraftNames {
+    /// `mtp.0.*`, as ds4 has them: a matrix for each of the two inputs, and a way of its own to the model's output matrix.
+    Mtp,
+    /// Those of the block of this number, after the model's layers, as llama.cpp has them: one matrix for both inputs; the way out is the model's, but
+    /// for a norm that may be its own.
+    Block(usize),
+}
+
+impl DraftNames {
+    /// Those of the head in this file, or the first ones where it has none.
+    #[must_use]
+    pub fn of(gguf: &Gguf, config: &ModelConfig) -> Self {
+        let block = Self::Block(config.n_layer);
+        let there = gguf.tensor(&format!("{}.nextn.eh_proj.weight", block.prefix()));
+        there.map_or(Self::Mtp, |_| block)
+    }
+
+    /// What the names of its layer's tensors begin with.
+    #[must_use]
+    pub fn prefix(self) -> String {
+        match self {
+            Self::Mtp => "mtp.0".into(),
+            Self::Block(number) => format!("blk.{number}"),
+        }
+    }
+}
 
 /// One tensor that must be there.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,23 +105,45 @@ pub fn expected(config: &ModelConfig, span: LayerSpan) -> Vec<Expected> {
     list.0
 }
 
-/// The tensors of the draft head ([`DRAFT`]): its layer, which is that of [`ModelConfig::draft`], what joins its two inputs, and its own way to the
-/// model's output matrix. In use order.
+/// The tensors of the draft head: its layer, which is that of [`ModelConfig::draft`], what joins its two inputs, and its way to the model's output
+/// matrix. In use order.
 #[must_use]
-pub fn draft(config: &ModelConfig) -> Vec<Expected> {
-    let (mut list, config) = (List(Vec::new()), config.draft());
-    let (embd, streams) = (config.n_embd, config.hc.streams);
-    for side in ["e", "h"] {
-        list.add(format!("{DRAFT}.{side}norm.weight"), &[embd], VECTOR);
-        list.add(format!("{DRAFT}.{side}_proj.weight"), &[embd, embd], DENSE);
+pub fn draft(config: &ModelConfig, names: DraftNames) -> Vec<Expected> {
+    let (mut list, config, prefix) = (List(Vec::new()), config.draft(), names.prefix());
+    let embd = config.n_embd;
+    match names {
+        DraftNames::Mtp => {
+            for side in ["e", "h"] {
+                list.add(format!("{prefix}.{side}norm.weight"), &[embd], VECTOR);
+                list.add(format!("{prefix}.{side}_proj.weight"), &[embd, embd], DENSE);
+            }
+        }
+        DraftNames::Block(_) => {
+            list.add(format!("{prefix}.nextn.enorm.weight"), &[embd], VECTOR);
+            list.add(format!("{prefix}.nextn.hnorm.weight"), &[embd], VECTOR);
+            list.add(format!("{prefix}.nextn.eh_proj.weight"), &[2 * embd, embd], DENSE);
+        }
     }
-    attention(&mut list, &config, DRAFT);
-    experts(&mut list, &config, 0, DRAFT);
-    let fn_dims = [config.hidden_width(), streams];
-    list.add(format!("{DRAFT}.hc_head_fn.weight"), &fn_dims, PLAIN);
-    list.add(format!("{DRAFT}.hc_head_scale.weight"), &[1], VECTOR);
-    list.add(format!("{DRAFT}.hc_head_base.weight"), &[streams], VECTOR);
-    list.add(format!("{DRAFT}.norm.weight"), &[embd], VECTOR);
+    attention(&mut list, &config, &prefix);
+    experts(&mut list, &config, 0, &prefix);
+    match names {
+        DraftNames::Mtp => {
+            let streams = config.hc.streams;
+            let dims = [config.hidden_width(), streams];
+            list.add(format!("{prefix}.hc_head_fn.weight"), &dims, PLAIN);
+            list.add(format!("{prefix}.hc_head_scale.weight"), &[1], VECTOR);
+            list.add(format!("{prefix}.hc_head_base.weight"), &[streams], VECTOR);
+            list.add(format!("{prefix}.norm.weight"), &[embd], VECTOR);
+        }
+        DraftNames::Block(_) => {
+            list.add(format!("{prefix}.nextn.shared_head_norm.weight"), &[embd], VECTOR);
+            list.0
+                .iter_mut()
+                .rev()
+                .take(1)
+                .for_each(|norm| norm.optional = true);
+        }
+    }
     list.0
 }
 
@@ -198,7 +246,15 @@ pub fn check<'a>(
 /// # Errors
 /// As [`check`].
 pub fn check_draft<'a>(gguf: &'a Gguf, config: &ModelConfig) -> Result<Vec<&'a TensorInfo>, GgufError> {
-    present(gguf, draft(config))
+    let names = DraftNames::of(gguf, config);
+    for own in ["embed_tokens", "shared_head_head"] {
+        let name = format!("{}.nextn.{own}.weight", names.prefix());
+        if gguf.tensor(&name).is_some() {
+            let (expected, found) = ("none, since the model's own is used", "a tensor");
+            return Err(GgufError::unexpected(format!("tensor {name}"), expected, found));
+        }
+    }
+    present(gguf, draft(config, names))
 }
 
 fn present(gguf: &Gguf, all: Vec<Expected>) -> Result<Vec<&TensorInfo>, GgufError> {

@@ -8,6 +8,7 @@
 //! that was shared with others, the window is empty at first. That is sound, since no row of the session and no token depends on it; the guesses
 //! are worse until it has filled. For the same reason its positions count from where its window began: only differences of positions matter to it.
 
+use ds4_gguf::tensors::DraftNames;
 use ds4_gguf::{Gguf, LayerSpan, Weights};
 use ds4_kernels::Backend;
 
@@ -33,17 +34,94 @@ pub trait Drafter: Send + Sync {
     fn draft(&self, kv: &mut Kv, tokens: &[u32], hidden: &Hidden) -> Result<u32, ModelError>;
 }
 
+/// The matrices that join a token and streams.
+#[derive(Debug)]
+enum Join {
+    /// One for each.
+    Apart { token: Weight, streams: Weight },
+    /// One over the token and a stream behind it.
+    Together(Weight),
+}
+
 /// The head's weights.
 #[derive(Debug)]
 pub(crate) struct DraftHead<B> {
     /// Its layer, as a model of one layer.
     block: Graph<B>,
     token_norm: Vec<f32>,
-    token: Weight,
     streams_norm: Vec<f32>,
-    streams: Weight,
-    mix: Hyper,
-    norm: Vec<f32>,
+    join: Join,
+    /// The way to the model's output matrix, where it is not the model's own.
+    mix: Option<Hyper>,
+    norm: Option<Vec<f32>>,
+}
+
+impl<B: Backend> DraftHead<B> {
+    /// The head of `model` in `gguf`.
+    fn load(model: &Graph<B>, gguf: &Gguf, progress: &mut dyn FnMut(u64, u64)) -> Result<Self, ModelError> {
+        let (names, config) = (DraftNames::of(gguf, model.config()), model.config().draft());
+        let weights = Weights::map_draft(gguf, model.config(), progress)?;
+        let prefix = names.prefix();
+        let weight = |part: &str| Weight::load(&weights, &format!("{prefix}.{part}.weight"));
+        let values = |part: &str| vector(&weights, &format!("{prefix}.{part}.weight"));
+        let (norms, join, mix, norm) = match names {
+            DraftNames::Mtp => {
+                let (token, streams) = (weight("e_proj")?, weight("h_proj")?);
+                let mix = Hyper::load(&weights, &format!("{prefix}.hc_head"))?;
+                let join = Join::Apart { token, streams };
+                (["enorm", "hnorm"], join, Some(mix), Some("norm"))
+            }
+            DraftNames::Block(_) => {
+                let own = "nextn.shared_head_norm";
+                let norm = weights.get(&format!("{prefix}.{own}.weight")).map(|_| own);
+                let join = Join::Together(weight("nextn.eh_proj")?);
+                (["nextn.enorm", "nextn.hnorm"], join, None, norm)
+            }
+        };
+        let ([token_norm, streams_norm], norm) = (norms.map(values), norm.map(values).transpose()?);
+        let layer = Layer::load(&weights, &config, 0, &prefix)?;
+        Ok(Self {
+            block: model.block(gguf, config, weights, layer)?,
+            token_norm: token_norm?,
+            streams_norm: streams_norm?,
+            join,
+            mix,
+            norm,
+        })
+    }
+
+    /// What the layer takes of normalised embeddings `[tokens][n_embd]` and normalised streams `[tokens][streams][n_embd]`: every stream with its share
+    /// of the next token.
+    fn joined(&self, tokens: &[f32], streams: &[f32]) -> Vec<f32> {
+        let (n_embd, count) = (self.block.config().n_embd, self.block.config().hc.streams);
+        let project = |weight, x: &[f32]| self.block.project(weight, &self.block.input(x, weight.cols()));
+        match &self.join {
+            Join::Apart {
+                token,
+                streams: matrix,
+            } => {
+                let (tokens, mut joined) = (project(token, tokens), project(matrix, streams));
+                let of_tokens = tokens
+                    .chunks_exact(n_embd)
+                    .flat_map(|token| std::iter::repeat_n(token, count));
+                for (stream, token) in joined.chunks_exact_mut(n_embd).zip(of_tokens) {
+                    stream.iter_mut().zip(token).for_each(|(x, token)| *x += token);
+                }
+                joined
+            }
+            Join::Together(matrix) => {
+                let with_token = tokens
+                    .chunks_exact(n_embd)
+                    .zip(streams.chunks_exact(n_embd * count));
+                let pairs = with_token.flat_map(|(token, streams)| {
+                    streams
+                        .chunks_exact(n_embd)
+                        .flat_map(move |stream| [token, stream])
+                });
+                project(matrix, &pairs.flatten().copied().collect::<Vec<_>>())
+            }
+        }
+    }
 }
 
 impl<B: Backend> Graph<B> {
@@ -58,30 +136,12 @@ impl<B: Backend> Graph<B> {
                 .info()
                 .lacks(format!("{whole} (the draft head needs the whole model)")));
         }
-        let weights = Weights::map_draft(gguf, self.config(), progress)?;
-        let named = |part: &str| format!("{}.{part}", ds4_gguf::tensors::DRAFT);
-        let weight = |part: &str| Weight::load(&weights, &named(part));
-        let values = |part: &str| vector(&weights, &named(part));
-        let (token, streams) = (weight("e_proj.weight")?, weight("h_proj.weight")?);
-        let (token_norm, streams_norm) = (values("enorm.weight")?, values("hnorm.weight")?);
-        let mix = Hyper::load(&weights, &named("hc_head"))?;
-        let norm = values("norm.weight")?;
-        let config = self.config().draft();
-        let layer = Layer::load(&weights, &config, 0, ds4_gguf::tensors::DRAFT)?;
-        let block = self.block(gguf, config, weights, layer)?;
-        self.set_draft(DraftHead {
-            block,
-            token_norm,
-            token,
-            streams_norm,
-            streams,
-            mix,
-            norm,
-        });
+        let head = DraftHead::load(&self, gguf, progress)?;
+        self.set_draft(head);
         Ok(self)
     }
 
-    /// What the layer takes: every stream of a token with its share of the next token's embedding.
+    /// What the head's layer takes for tokens and the streams before them.
     fn joined(&self, head: &DraftHead<B>, tokens: &[u32], hidden: &Hidden) -> Result<Hidden, ModelError> {
         let (n_embd, width) = (self.config().n_embd, hidden.width());
         let embedded = self.embed(tokens)?;
@@ -90,16 +150,10 @@ impl<B: Backend> Graph<B> {
             .flat_map(|streams| &streams[..n_embd])
             .copied()
             .collect();
-        self.normalise(&mut next, &head.token_norm);
-        let next = head.block.project(&head.token, &self.input(&next, n_embd));
         let mut streams = hidden.as_slice().to_vec();
+        self.normalise(&mut next, &head.token_norm);
         self.normalise(&mut streams, &head.streams_norm);
-        let mut joined = head.block.project(&head.streams, &self.input(&streams, n_embd));
-        for (streams, next) in joined.chunks_exact_mut(width).zip(next.chunks_exact(n_embd)) {
-            for stream in streams.chunks_exact_mut(n_embd) {
-                stream.iter_mut().zip(next).for_each(|(x, next)| *x += next);
-            }
-        }
+        let joined = head.joined(&next, &streams);
         Hidden::from_vec(width, joined).ok_or_else(|| self.info().lacks("hidden states of width 0"))
     }
 
@@ -130,7 +184,12 @@ impl<B: Backend> Drafter for Graph<B> {
             .ok_or_else(|| self.info().lacks("a guess after no token"))?;
         let mut streams = self.joined(head, tokens, hidden)?;
         head.block.forward(tokens, &mut streams, kv)?;
-        let x = head.block.mixed(&head.mix, &head.norm, streams.token(last));
+        let (last, (own_mix, own_norm)) = (streams.token(last), self.way_out()?);
+        let norm = head.norm.as_deref().unwrap_or(own_norm);
+        let x = match &head.mix {
+            Some(mix) => head.block.mixed(mix, norm, last),
+            None => self.mixed(own_mix, norm, last),
+        };
         Ok(greedy(&self.scores(&x)?))
     }
 }

@@ -190,6 +190,11 @@ impl<B: Backend> Graph<B> {
             .ok_or_else(|| self.info.lacks("output (the head)"))
     }
 
+    /// How the last streams become what the output matrix takes.
+    pub(crate) fn way_out(&self) -> Result<(&Hyper, &[f32]), ModelError> {
+        self.output_head().map(|head| (&head.hyper, &head.norm[..]))
+    }
+
     /// The logits of mixed streams `[tokens][n_embd]`.
     pub(crate) fn scores(&self, x: &[f32]) -> Result<Vec<f32>, ModelError> {
         Ok(self.project(&self.output_head()?.output, &self.input(x, self.config().n_embd)))

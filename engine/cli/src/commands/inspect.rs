@@ -1,6 +1,7 @@
 //! `ds4 inspect`.
 
 use anyhow::{Context, Result};
+use ds4_gguf::tensors::DraftNames;
 use ds4_gguf::{LayerSpan, ModelConfig, tensors};
 use ds4_model::Numerics;
 use ds4_model::plan::Sizes;
@@ -87,7 +88,8 @@ fn print(model: &Model, sizes: &Sizes, context: u64) -> Result<()> {
 
 /// Bytes of the draft head; none where the file has none, an error where it has a part of one or another model's.
 fn draft_bytes(model: &Model) -> Result<Option<u64>> {
-    let prefix = format!("{}.", tensors::DRAFT);
+    let names = DraftNames::of(&model.gguf, &model.config);
+    let prefix = format!("{}.", names.prefix());
     let mut all = model.gguf.tensors().iter();
     if !all.any(|tensor| tensor.name.starts_with(&prefix)) {
         return Ok(None);

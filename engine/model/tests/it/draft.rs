@@ -1,5 +1,8 @@
 //! The draft head, and guesses that are taken back.
 
+use std::path::Path;
+
+use ds4_gguf::tensors::DraftNames;
 use ds4_gguf::{Gguf, LayerSpan, ModelConfig, Weights, tensors};
 use ds4_kernels_cpu::Cpu;
 use ds4_model::{Drafter, Graph, Hidden, Kv, ModelError, ModelSlice, Numerics};
@@ -229,7 +232,7 @@ fn a_head_that_does_not_fit_is_refused_by_name() {
     let file = tempfile::NamedTempFile::new().unwrap();
     for lost in ["h_proj.weight", "attn_sinks.weight", "hc_head_base.weight"] {
         let name = format!("mtp.0.{lost}");
-        let mut wanted = tensors::draft(&config());
+        let mut wanted = tensors::draft(&config(), DraftNames::Mtp);
         wanted.retain(|tensor| tensor.name != name);
         write_tensors(file.path(), &wanted, &[]);
         let error =
@@ -240,7 +243,7 @@ fn a_head_that_does_not_fit_is_refused_by_name() {
             "{error}"
         );
     }
-    let mut wanted = tensors::draft(&config());
+    let mut wanted = tensors::draft(&config(), DraftNames::Mtp);
     wanted
         .iter_mut()
         .filter(|tensor| tensor.name == "mtp.0.norm.weight")
@@ -285,10 +288,8 @@ fn a_part_of_the_model_drafts_nothing() {
     }
 }
 
-/// Files of llama.cpp's layout count such a layer as a block of the model, which it is not.
-#[test]
-fn a_layer_for_further_tokens_among_the_blocks_is_no_layer_of_the_model() {
-    let file = tempfile::NamedTempFile::new().unwrap();
+/// The model's file as llama.cpp has it: the head's layer is counted as a block of the model, which it is not.
+fn write_as_block(path: &Path, left_out: &[&str], more: &[&str]) {
     let blocks = ModelConfig {
         n_layer: 5,
         ratios: vec![4, 128, 4, 0, 0],
@@ -296,32 +297,75 @@ fn a_layer_for_further_tokens_among_the_blocks_is_no_layer_of_the_model() {
         ..config()
     };
     let mut pairs = metadata(&blocks);
-    let key = "deepseek4.nextn_predict_layers";
+    let (key, number, one) = ("deepseek4.nextn_predict_layers", 4_u32, 1_u32);
+    let length = key.len() as u64;
     pairs.push(
         [
-            &(key.len() as u64).to_le_bytes()[..],
+            &length.to_le_bytes()[..],
             key.as_bytes(),
-            &4u32.to_le_bytes(),
-            &1u32.to_le_bytes(),
+            &number.to_le_bytes(),
+            &one.to_le_bytes(),
         ]
         .concat(),
     );
-    let mut wanted = tensors::expected(&blocks, LayerSpan::full(5));
-    let read = |wanted: &[tensors::Expected]| {
-        write_tensors(file.path(), wanted, &pairs);
-        ModelConfig::from_gguf(&Gguf::open(file.path()).unwrap()).unwrap()
-    };
-    assert_eq!(
-        read(&wanted).n_layer,
-        5,
-        "the layer was left out of the file, not of the count"
-    );
-    wanted.push(tensors::Expected {
-        name: "blk.4.nextn.eh_proj.weight".into(),
-        dims: vec![512, 256],
+    let mut wanted = tensors::expected(&config(), LayerSpan::full(4));
+    wanted.extend(tensors::draft(&config(), DraftNames::Block(4)));
+    wanted.retain(|tensor| !left_out.iter().any(|part| tensor.name.contains(part)));
+    wanted.extend(more.iter().map(|name| tensors::Expected {
+        name: (*name).into(),
+        dims: vec![256, 96],
         formats: &[],
         optional: false,
-    });
-    let found = read(&wanted);
-    assert_eq!((found.n_layer, found.ratios.len(), found.clamp.len()), (4, 4, 4));
+    }));
+    write_tensors(path, &wanted, &pairs);
+}
+
+#[test]
+fn a_head_among_the_blocks_is_no_layer_of_the_model_and_guesses_as_one_of_its_own() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let all = tokens(60);
+    let (own, _) = with_draft(Numerics::Reference, &config()).unwrap();
+    let before = streams(&own, &all);
+    let expected = guesses(own.drafter().unwrap(), &all, &before, &[1; 59]);
+    // Without a norm of its own it takes the model's, of which that one is a copy here.
+    for left_out in [&[][..], &["shared_head_norm"]] {
+        write_as_block(file.path(), left_out, &[]);
+        let gguf = Gguf::open(file.path()).unwrap();
+        let found = ModelConfig::from_gguf(&gguf).unwrap();
+        assert_eq!((found.n_layer, found.ratios.len(), found.clamp.len()), (4, 4, 4));
+        let cpu = Cpu::new(Some(2), None).unwrap();
+        let graph = Graph::load(
+            &gguf,
+            LayerSpan::full(4),
+            Numerics::Reference,
+            cpu,
+            &mut |_, _| {},
+        )
+        .unwrap();
+        assert_eq!(streams(&graph, &all), before);
+        let graph = graph.with_draft(&gguf, &mut |_, _| {}).unwrap();
+        assert_eq!(
+            guesses(graph.drafter().unwrap(), &all, &before, &[1; 59]),
+            expected
+        );
+    }
+    write_as_block(file.path(), &["nextn"], &[]);
+    let found = ModelConfig::from_gguf(&Gguf::open(file.path()).unwrap()).unwrap();
+    assert_eq!(found.n_layer, 5, "what is no head is a layer");
+    let table = "blk.4.nextn.embed_tokens.weight";
+    write_as_block(file.path(), &[], &[table]);
+    let gguf = Gguf::open(file.path()).unwrap();
+    let error = tensors::check_draft(&gguf, &config()).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        format!("tensor {table}: expected none, since the model's own is used, found a tensor")
+    );
+    write_as_block(file.path(), &["nextn.hnorm"], &[]);
+    let error = tensors::check_draft(&Gguf::open(file.path()).unwrap(), &config())
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.starts_with("tensor blk.4.nextn.hnorm.weight: expected it to be present"),
+        "{error}"
+    );
 }

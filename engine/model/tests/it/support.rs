@@ -4,6 +4,7 @@ use std::io::Write;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
+use ds4_gguf::tensors::DraftNames;
 use ds4_gguf::{Gguf, HyperConfig, IndexerConfig, LayerSpan, ModelConfig, RopeConfig, tensors};
 use ds4_kernels::{Backend, Format, dequantize_row};
 use ds4_kernels_cpu::Cpu;
@@ -249,6 +250,17 @@ fn data(name: &str, dims: &[u64], format: Format) -> Vec<u8> {
     }
 }
 
+/// The rows of the draft head's two matrices, one behind the other.
+fn beside(dims: &[u64]) -> Vec<u8> {
+    let half = [dims[0] / 2, dims[1]];
+    let of = |side: &str| data(&format!("mtp.0.{side}_proj.weight"), &half, Format::F32);
+    let row = 4 * half[0] as usize;
+    let (token, streams) = (of("e"), of("h"));
+    let rows = token.chunks_exact(row).zip(streams.chunks_exact(row));
+    rows.flat_map(|(token, streams)| [token, streams].concat())
+        .collect()
+}
+
 /// Random blocks whose values have the given standard deviation.
 fn blocks(random: &mut Random, count: usize, format: Format, deviation: f32) -> Vec<u8> {
     let size = format.block_bytes();
@@ -294,20 +306,30 @@ pub fn write(path: &Path, config: &ModelConfig) {
 
 /// Writes the draft head of such a model as a file of its own. Its layer is a copy of the model's last one, and so is its way to the output matrix.
 pub fn write_draft(path: &Path, config: &ModelConfig) {
-    write_tensors(path, &tensors::draft(config), &[]);
+    write_tensors(path, &tensors::draft(config, DraftNames::Mtp), &[]);
 }
 
-/// The tensor whose bytes a tensor of the draft head has.
+/// The tensor whose bytes a tensor of the draft head has: the same ones under either of its names.
 fn twin(name: &str) -> String {
-    let Some(part) = name.strip_prefix("mtp.0.") else {
+    let Some(part) = name
+        .strip_prefix("mtp.0.")
+        .or_else(|| name.strip_prefix("blk.4."))
+    else {
         return name.into();
+    };
+    let part = match part.strip_prefix("nextn.") {
+        Some("shared_head_norm.weight") => "norm.weight",
+        Some(part) => part,
+        None => part,
     };
     if let Some(part) = part.strip_prefix("hc_head_") {
         return format!("output_hc_{part}");
     }
     match part {
         "norm.weight" => "output_norm.weight".into(),
-        "enorm.weight" | "hnorm.weight" | "e_proj.weight" | "h_proj.weight" => name.into(),
+        "enorm.weight" | "hnorm.weight" | "e_proj.weight" | "h_proj.weight" | "eh_proj.weight" => {
+            format!("mtp.0.{part}")
+        }
         part => format!("blk.3.{part}"),
     }
 }
@@ -324,7 +346,11 @@ pub fn write_tensors(path: &Path, wanted: &[tensors::Expected], metadata: &[Vec<
     for tensor in wanted {
         let name = twin(&tensor.name);
         let format = format_of(&name);
-        let bytes = data(&name, &tensor.dims, format);
+        let bytes = if name == "mtp.0.eh_proj.weight" {
+            beside(&tensor.dims)
+        } else {
+            data(&name, &tensor.dims, format)
+        };
         file.extend(text(&tensor.name));
         file.extend((tensor.dims.len() as u32).to_le_bytes());
         tensor.dims.iter().for_each(|dim| file.extend(dim.to_le_bytes()));
