@@ -1,6 +1,7 @@
 //! Decoding with guesses: the tokens, what is told of them and the session are those of decoding without.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use ds4_gguf::{Gguf, LayerSpan, ModelConfig};
@@ -334,6 +335,36 @@ pub async fn answers_beside_each_other_are_those_of_each_alone() {
         guessed += end.guesses.tried;
     }
     assert!(guessed > 0, "the longest one ends alone");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+pub async fn a_prompt_does_not_wait_for_an_answer_that_guesses() {
+    let (_, with) = models(&shapes()[0]);
+    let own = with.info().span;
+    let engine = Engine::new(with, own, Vec::new(), EngineOptions::default());
+    let mut long = engine.generate(Generate {
+        max_tokens: 800,
+        ..request(prompt(30))
+    });
+    let (begun, has_begun) = tokio::sync::oneshot::channel();
+    let told = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&told);
+    let reader = tokio::spawn(async move {
+        let mut begun = Some(begun);
+        loop {
+            match long.next().await.unwrap() {
+                Event::Token(_) if counted.fetch_add(1, Ordering::Relaxed) == 10 => {
+                    begun.take().map(|begun| begun.send(()));
+                }
+                Event::Finished(finished) => break finished.guesses,
+                _ => {}
+            }
+        }
+    });
+    has_begun.await.unwrap();
+    finished(engine.generate(request(vec![5, 6, 7]))).await.unwrap();
+    assert!(told.load(Ordering::Relaxed) < 800, "the long answer goes on");
+    assert!(reader.await.unwrap().tried > 300);
 }
 
 /// A head that fails.
