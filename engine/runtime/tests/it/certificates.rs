@@ -144,6 +144,8 @@ pub async fn certificates_change_while_requests_run() {
     let running = engine(&[&stage], Some(&output));
     running.route_complete(Duration::from_secs(10)).await.unwrap();
     assert!(!pod.tls.reload().unwrap(), "nothing has changed");
+    // A first request opens every connection there is: one that opens between the two sides' changes is refused, and rightly.
+    ask(&running, &prompt(200)).await.unwrap();
     let asked = tokio::spawn({
         let running = Arc::clone(&running);
         async move { ask(&running, &prompt(1000)).await }
