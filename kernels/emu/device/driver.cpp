@@ -44,7 +44,8 @@ std::string failing;  // the kernel of which a launch fails as a fault of the de
 size_t before_failure;  // launches of it that go well before
 std::string raising;  // the kernel whose next launch sets the flag; empty: none
 std::atomic<bool>* raised;
-std::map<std::string, std::set<uint64_t>> orders;  // of every kernel that ran
+// What outlives `main` (here, streams, allocations): a thread may still give its memory back while the process ends.
+auto& orders = *new std::map<std::string, std::set<uint64_t>>;  // of every kernel that ran
 
 struct Function {
     const simt::Entry* entry;
@@ -52,7 +53,7 @@ struct Function {
 
 size_t counts[3];  // graphs instantiated, launches of graphs, nodes changed
 bool deaf = false;  // streams do not wait for events, nodes of graphs not for those that they follow
-std::map<const char*, size_t> pinned;  // host memory that copies reach while the host goes on
+auto& pinned = *new std::map<const char*, size_t>;  // host memory that copies reach while the host goes on
 
 Result refused(const std::string& why) {
     reason = why;

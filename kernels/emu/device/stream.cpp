@@ -14,7 +14,7 @@ struct Stream {
 namespace {
 
 std::vector<std::shared_ptr<Stream>>& streams() {
-    static std::vector<std::shared_ptr<Stream>> all;
+    static auto& all = *new std::vector<std::shared_ptr<Stream>>;
     return all;
 }
 uint64_t late = 0;
@@ -41,7 +41,7 @@ void* create() {
 std::shared_ptr<Stream> stream(void* handle) {
     for (const auto& stream : streams())
         if (stream.get() == handle) return stream;
-    static const auto standard = std::make_shared<Stream>(Stream{SIZE_MAX, {}});
+    static const auto& standard = *new auto(std::make_shared<Stream>(Stream{SIZE_MAX, {}}));
     return standard;
 }
 
