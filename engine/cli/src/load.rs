@@ -51,15 +51,17 @@ pub(crate) fn load(
     ds4_fetch::ensure_covers(&model.gguf, &model.config, span)?;
     let named = || compute.model.display().to_string();
     let place = place(compute)?;
+    if draft.is_some() && !matches!(place, Place::Cpu) {
+        bail!("--mtp: expected --backend cpu, found a device: other back ends do not guess");
+    }
+    let draft_bytes = draft.map_or(Ok(0), |head| draft_bytes(head, &model.config))?;
     if matches!(place, Place::Cpu) {
         // A device is asked for its memory below.
         let tokens = tokens.min(model.config.context_length as u64);
         let mut need =
             Need::of(&model.gguf, &model.config, compute.numerics, span, tokens).with_context(named)?;
-        need.weights += draft.map_or(Ok(0), |head| draft_bytes(head, &model.config))?;
+        need.weights += draft_bytes;
         need.check(memory::available())?;
-    } else if draft.is_some() {
-        bail!("--mtp: expected --backend cpu, found a device: other back ends do not guess");
     }
     let bar = bar("loading");
     let mut progress = |done: u64, total: u64| {
@@ -88,8 +90,7 @@ pub(crate) fn load(
     };
     bar.finish_and_clear();
     if let Some(head) = draft {
-        let bytes = draft_bytes(head, &model.config)?;
-        tracing::info!(file = %head.path().display(), bytes, "draft head loaded: an answer that runs alone is decoded with guesses");
+        tracing::info!(file = %head.path().display(), bytes = draft_bytes, "draft head loaded: an answer that runs alone is decoded with guesses");
     }
     let info = slice.info();
     tracing::info!(model = %info.config.name, layers = %info.span, backend = %info.backend, bytes = info.weight_bytes, "model loaded");

@@ -83,7 +83,16 @@ impl<'a> Pass<'a> {
         let mut ratios = config.ratios.clone();
         ratios.sort_unstable();
         ratios.dedup();
-        let of_ratio = |ratio: u32| OfRatio::new(device, arena, &ropes.1, ratio, &positions, &chunks);
+        let of_ratio = |ratio: u32| {
+            OfRatio::new(
+                device,
+                arena,
+                (&ropes.1, config.n_rot),
+                ratio,
+                &positions,
+                &chunks,
+            )
+        };
         Ok(Self {
             device,
             arena,
@@ -203,7 +212,7 @@ impl<'a> OfRatio<'a> {
     fn new(
         device: &Device,
         arena: &'a Arena,
-        rope: &Rope,
+        (rope, n_rot): (&Rope, usize),
         ratio: u32,
         positions: &[u64],
         chunks: &[Chunk],
@@ -214,7 +223,7 @@ impl<'a> OfRatio<'a> {
             let groups = chunk.groups(tokens);
             let rotations = flat(groups.clone().map(|group| rope.at(group * tokens)));
             // Room for one that is not there yet, so that addresses stay where they are from token to token.
-            let room = arena.take(device, rotations.len().max(flat([rope.at(0)].into_iter()).len()))?;
+            let room = arena.take(device, rotations.len().max(n_rot))?;
             let of_chunk = room.range(0..rotations.len());
             device.write(&rotations, of_chunk)?;
             Ok(of_chunk)

@@ -137,11 +137,9 @@ pub fn draft(config: &ModelConfig, names: DraftNames) -> Vec<Expected> {
         }
         DraftNames::Block(_) => {
             list.add(format!("{prefix}.nextn.shared_head_norm.weight"), &[embd], VECTOR);
-            list.0
-                .iter_mut()
-                .rev()
-                .take(1)
-                .for_each(|norm| norm.optional = true);
+            if let Some(norm) = list.0.last_mut() {
+                norm.optional = true;
+            }
         }
     }
     list.0

@@ -70,6 +70,13 @@ impl Written {
             _folder: folder,
         })
     }
+
+    /// The model on the device: decoding by graphs, and by launches one by one.
+    pub(crate) fn both_ways(&self, device: &Arc<Device>, span: LayerSpan) -> Result<[CudaSlice; 2]> {
+        let (canonical, quiet) = (Numerics::Canonical, &mut |_, _| {});
+        let mut load = || CudaSlice::load(&self.gguf, span, canonical, device.clone(), quiet);
+        Ok([load()?, load()?.by_graphs(false)])
+    }
 }
 
 fn open(path: &Path) -> Result<Gguf> {
@@ -90,16 +97,7 @@ pub fn whole_model(device: &Arc<Device>, tokens: usize) -> Result<Vec<Verdict>> 
         Cpu::new(None, None)?,
         &mut |_, _| {},
     )?;
-    let load = || {
-        CudaSlice::load(
-            &micro.gguf,
-            full,
-            Numerics::Canonical,
-            device.clone(),
-            &mut |_, _| {},
-        )
-    };
-    let (cuda, plain) = (load()?, load()?.by_graphs(false));
+    let [cuda, plain] = micro.both_ways(device, full)?;
     #[allow(clippy::cast_possible_truncation)] // ids of a small vocabulary
     let ids: Vec<u32> = (0..tokens).map(|i| 3 + (i * 37 % 250) as u32).collect();
     let expected = Answer::of(&cpu, &cpu, &ids, full)?;

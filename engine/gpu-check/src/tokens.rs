@@ -7,8 +7,7 @@ use std::time::Instant;
 use anyhow::{Result, ensure};
 use ds4_gguf::LayerSpan;
 use ds4_kernels_cuda::Device;
-use ds4_model::{Kv, ModelSlice, Numerics};
-use ds4_model_cuda::CudaSlice;
+use ds4_model::{Kv, ModelSlice};
 use ds4_synth::{Dims, Preset};
 
 use crate::correct::Written;
@@ -43,17 +42,10 @@ fn dims(layers: usize) -> Dims {
 pub fn decode(device: &Arc<Device>, layers: usize, count: usize) -> Result<Token> {
     let model = Written::of(&dims(layers))?;
     let full = LayerSpan::full(layers);
-    let load = || {
-        CudaSlice::load(
-            &model.gguf,
-            full,
-            Numerics::Canonical,
-            device.clone(),
-            &mut |_, _| {},
-        )
-    };
-    let (graphs, plain) = (load()?, load()?.by_graphs(false));
-    let mut ways = [&graphs, &plain].map(|slice| (slice, Kv::new(&slice.info().layout, full), Vec::new()));
+    let slices = model.both_ways(device, full)?;
+    let mut ways = slices
+        .each_ref()
+        .map(|slice| (slice, Kv::new(&slice.info().layout, full), Vec::new()));
     for number in 0..count {
         #[allow(clippy::cast_possible_truncation)] // ids of a small vocabulary
         let id = 3 + (number * 37 % 250) as u32;

@@ -6,6 +6,7 @@ use crate::{Buffer, CudaError, Device, Element, Slice};
 
 /// Pieces start at multiples of this, as allocations do.
 const ALIGNMENT: usize = 256;
+
 /// Device memory that is handed out in order. Blocks stay for the next pass, so that addresses repeat and nothing is allocated while tokens are decoded.
 #[derive(Debug, Default)]
 pub struct Arena {

@@ -199,14 +199,9 @@ impl Graph {
     }
 
     fn has_the_kernels_of(&self, notes: &Notes) -> bool {
-        let functions = |notes: &Notes| notes.launches.len();
-        functions(&self.now) == functions(notes)
-            && self
-                .now
-                .launches
-                .iter()
-                .zip(&notes.launches)
-                .all(|(now, then)| now.function == then.function)
+        let functions = |launch: &Launch| launch.function;
+        let (now, then) = (self.now.launches.iter(), notes.launches.iter());
+        now.map(functions).eq(then.map(functions))
     }
 
     /// Set to other parameters, where they are others. Launches that were submitted keep theirs.
