@@ -10,7 +10,7 @@ use crate::repository;
 
 const TARGET: &str = "aarch64-apple-darwin";
 /// Crates whose dependencies need no C compiler of Apple's.
-const CRATES: [&str; 2] = ["ds4-kernels-metal", "ds4-model-metal"];
+const CRATES: [&str; 3] = ["ds4-kernels-metal", "ds4-model-metal", "ds4-kernels-cpu"];
 
 /// Checks the crates, then that a planted type error in the code for macOS is refused.
 ///
@@ -20,7 +20,7 @@ pub fn run() -> Result<()> {
     if found("rustup") {
         process::output(Command::new("rustup").args(["target", "add", TARGET]))?;
     }
-    step(&format!("{} for {TARGET}", CRATES.join(" and ")), || {
+    step(&format!("{} for {TARGET}", CRATES.join(", ")), || {
         let mut command = cargo("check");
         CRATES.iter().for_each(|name| {
             command.args(["--package", name]);

@@ -12,6 +12,7 @@ pub mod fuzz;
 pub mod golden;
 pub mod images;
 pub mod journey;
+pub mod neon;
 pub mod oracle;
 pub mod page;
 pub mod process;

@@ -14,7 +14,7 @@ use xtask::images::{self, Name};
 use xtask::sanitize::{self, Tool};
 use xtask::soak::Soak;
 use xtask::{
-    containers, darwin, demo, fatbin, formats, golden, journey, oracle, page, processes, sdk, steps,
+    containers, darwin, demo, fatbin, formats, golden, journey, neon, oracle, page, processes, sdk, steps,
 };
 
 /// Commands of the DS4 repository.
@@ -105,6 +105,12 @@ enum Xtask {
     Containers,
     /// Type-checks the code for macOS, which nothing here can run, and that a planted error in it is found.
     Darwin,
+    /// Runs the CPU back end's tests for aarch64 on emulated processors, with and without the instructions that it looks for.
+    Neon {
+        /// Counts the instructions of products instead (needs a C compiler).
+        #[arg(long)]
+        count: bool,
+    },
     /// Builds the CUDA kernels for devices into .cache/cuda, by nvcc from PyPI, and checks them; no GPU is needed.
     Fatbin {
         /// Renews the table in docs/gpu.
@@ -240,6 +246,7 @@ fn run(command: Xtask) -> Result<()> {
         Xtask::Fatbin { write, .. } => fatbin::run(write),
         Xtask::Containers => containers::run(),
         Xtask::Darwin => darwin::run(),
+        Xtask::Neon { count } => neon::run(count),
         Xtask::Sdk => sdk::run(),
         Xtask::Page => page::run(),
         Xtask::Soak(soak) => soak.run(),

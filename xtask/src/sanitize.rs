@@ -131,7 +131,7 @@ fn cargo(short: bool) -> Command {
 }
 
 /// Tests look at this where their full size would take a slow tool too long.
-fn sizes(command: &mut Command, short: bool) {
+pub(crate) fn sizes(command: &mut Command, short: bool) {
     if short {
         command.env("DS4_SMALL_TESTS", "1").env("PROPTEST_CASES", "4");
     }
@@ -157,7 +157,7 @@ pub(crate) fn host() -> Result<String> {
 }
 
 /// The test programs among cargo's messages.
-fn executables(messages: &str) -> Result<Vec<PathBuf>> {
+pub(crate) fn executables(messages: &str) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for line in messages.lines().filter(|line| line.starts_with('{')) {
         let message: Value = serde_json::from_str(line).context("a message of cargo")?;

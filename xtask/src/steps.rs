@@ -79,6 +79,11 @@ const STEPS: &[Step] = &[
         rustdoc_flags: "",
     },
     Step {
+        name: "neon",
+        arguments: &["run", "--quiet", "--package", "xtask", "--", "neon"],
+        rustdoc_flags: "",
+    },
+    Step {
         name: "sdk",
         arguments: &["run", "--quiet", "--package", "xtask", "--", "sdk"],
         rustdoc_flags: "",

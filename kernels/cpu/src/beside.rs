@@ -1,7 +1,7 @@
 //! A few quantised tokens beside each other: lanes are tokens, and a row goes to all of them from where it lies.
 
-// Only AVX-512 has kernels that read them.
-#![cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+// AVX-512 and NEON have kernels that read them.
+#![cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), allow(dead_code))]
 
 use ds4_kernels::Q8_BLOCK;
 

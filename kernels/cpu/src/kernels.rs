@@ -48,6 +48,8 @@ impl Kernels {
             Level::Avx2 => crate::avx2::KERNELS,
             #[cfg(target_arch = "aarch64")]
             Level::Neon => crate::neon::KERNELS,
+            #[cfg(target_arch = "aarch64")]
+            Level::I8mm => crate::neon::I8MM_KERNELS,
             _ => SCALAR,
         }
     }

@@ -13,11 +13,13 @@ pub enum Level {
     Avx512,
     /// NEON with the dot-product extension: Graviton 2, Apple M1, Grace and later.
     Neon,
+    /// NEON with products of matrices of bytes too: Graviton 3, Apple M2, Grace and later.
+    I8mm,
 }
 
 impl Level {
     /// Every level; the best that a machine has is the last.
-    pub const ALL: [Self; 4] = [Self::Scalar, Self::Avx2, Self::Avx512, Self::Neon];
+    pub const ALL: [Self; 5] = [Self::Scalar, Self::Avx2, Self::Avx512, Self::Neon, Self::I8mm];
 
     /// The best that this machine has.
     #[must_use]
@@ -34,6 +36,7 @@ impl Level {
             Self::Avx2 => avx2(),
             Self::Avx512 => avx2() && avx512(),
             Self::Neon => neon(),
+            Self::I8mm => neon() && i8mm(),
         }
     }
 }
@@ -60,8 +63,18 @@ fn neon() -> bool {
     std::arch::is_aarch64_feature_detected!("dotprod")
 }
 
+#[cfg(target_arch = "aarch64")]
+fn i8mm() -> bool {
+    std::arch::is_aarch64_feature_detected!("i8mm")
+}
+
 #[cfg(not(target_arch = "aarch64"))]
 const fn neon() -> bool {
+    false
+}
+
+#[cfg(not(target_arch = "aarch64"))]
+const fn i8mm() -> bool {
     false
 }
 
@@ -82,6 +95,7 @@ impl fmt::Display for Level {
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
             Self::Neon => "neon",
+            Self::I8mm => "i8mm",
         })
     }
 }

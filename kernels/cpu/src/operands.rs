@@ -1,6 +1,6 @@
 //! What one task multiplies: a few rows of weights, and tokens.
 
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use std::ops::Range;
 
 use ds4_kernels::block::GROUP;
@@ -48,7 +48,7 @@ impl<'a> Rows<'a> {
     }
 
     /// Blocks per row.
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     pub(crate) const fn blocks(&self) -> usize {
         self.cols() / self.format().block_len()
     }
@@ -59,7 +59,7 @@ impl<'a> Rows<'a> {
     }
 
     /// Row `from + i` for every `i < N`, in blocks of `BYTES`.
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     pub(crate) fn blocks_of<const N: usize, const BYTES: usize>(
         &self,
         from: usize,
@@ -68,7 +68,7 @@ impl<'a> Rows<'a> {
     }
 
     /// The same blocks of each of these rows.
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     pub(crate) fn part_of<const N: usize, const BYTES: usize>(
         &self,
         from: usize,

@@ -25,6 +25,16 @@ fn levels() -> impl Iterator<Item = Level> {
     Level::ALL.into_iter().filter(|level| level.available())
 }
 
+#[test]
+fn the_best_level_of_the_processor_is_found() {
+    let cpu = Cpu::new(Some(1), None).expect("threads");
+    assert!(cpu.level().available() && levels().last() == Some(cpu.level()));
+    // `cargo xtask neon` says which processor it emulates.
+    if let Some(expected) = std::env::var_os("DS4_EXPECTED_LEVEL") {
+        assert_eq!(cpu.level().to_string().as_str(), expected);
+    }
+}
+
 /// Where a block has halves.
 fn halves(format: Format) -> &'static [usize] {
     match format {
