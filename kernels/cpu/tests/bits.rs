@@ -191,6 +191,36 @@ fn plain_weights_have_the_same_bits_at_every_length() {
     }
 }
 
+#[test]
+fn plain_weights_have_the_same_bits_with_many_tokens() {
+    let shapes: &[(usize, usize, usize)] = if small() {
+        &[(5, 64, 13)]
+    } else {
+        // More values than a slice has, more tokens than a tile and than a task takes, too few rows for all threads.
+        &[
+            (33, 1056, 12),
+            (24, 8192, 50),
+            (70, 2048, 101),
+            (3, 32, 1000),
+            (40, 96, 17),
+        ]
+    };
+    for format in [Format::F16, Format::F32] {
+        for (i, (rows, cols, tokens)) in shapes.iter().copied().enumerate() {
+            let data = weights(format, &noise(40_000, i as u64), rows, cols);
+            compare(
+                format,
+                rows,
+                cols,
+                tokens,
+                3,
+                &data,
+                &values(tokens * cols, i as u64),
+            );
+        }
+    }
+}
+
 /// Values that meet every branch of the rounding.
 fn awkward() -> impl Strategy<Value = f32> {
     prop_oneof![

@@ -5,6 +5,7 @@
 mod ahead;
 mod beside;
 mod chunk;
+mod floats;
 mod fold;
 mod panel;
 mod plain;
