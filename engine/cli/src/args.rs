@@ -530,7 +530,7 @@ pub(crate) struct BenchArguments {
     /// Measure everything so many times.
     #[arg(short, long, default_value_t = 1, value_name = "N")]
     pub(crate) repeat: usize,
-    /// Also measure the machine: memory bandwidth and int8 peak, and the share of them that each row reaches.
+    /// Also measure the machine: memory bandwidth, int8 peaks of vectors and of tiles (AMX), and the share of bandwidth or of the vectors' peak that each row reaches.
     #[arg(long)]
     pub(crate) roofline: bool,
     /// Time the first pass too, in which buffers are taken.

@@ -1,5 +1,7 @@
 //! A matrix times some tokens, as tasks of a few rows.
 
+use std::sync::OnceLock;
+
 use ds4_kernels::block::GROUP;
 use ds4_kernels::{Activations, Backend, CodesMut, Form, Format, Matrix, Q8_BLOCK, Q8K_BLOCK};
 
@@ -8,6 +10,7 @@ use crate::beside::Beside;
 use crate::kernels::Kernels;
 use crate::operands::{Put, ROWS, Rows, Token, part};
 use crate::shared::Shared;
+use crate::tiled::{Tiled, Tiling};
 
 /// Products below this many multiply-adds stay on the calling thread: handing out tasks takes longer (a microsecond or two).
 const SMALL: usize = 1 << 15;
@@ -27,6 +30,8 @@ pub(crate) enum Tokens<'a> {
     Quantised {
         tokens: Vec<Token<'a>>,
         beside: Option<Beside>,
+        /// Made when the first rows need it.
+        tiled: OnceLock<Tiled>,
     },
     Plain(Vec<&'a [f32]>),
 }
@@ -39,7 +44,11 @@ impl<'a> Tokens<'a> {
             Activations::Q8 { block, .. } => {
                 let tokens: Vec<_> = which.map(|i| Token::of(x, i)).collect();
                 let beside = kernels.beside.and_then(|_| Beside::of(&tokens, *block));
-                Self::Quantised { tokens, beside }
+                Self::Quantised {
+                    tokens,
+                    beside,
+                    tiled: OnceLock::new(),
+                }
             }
         }
     }
@@ -47,8 +56,17 @@ impl<'a> Tokens<'a> {
     /// Multiplies `rows` with all tokens.
     pub(crate) fn times(&self, kernels: &Kernels, rows: &Rows<'_>, put: Put<'_>) {
         match self {
-            Self::Quantised { tokens, beside } => match (kernels.beside, beside) {
-                (Some(product), Some(beside)) if rows.format() == Format::Q8_0 => product(rows, beside, put),
+            Self::Quantised {
+                tokens,
+                beside,
+                tiled,
+            } => match (kernels.tiled, kernels.beside, beside) {
+                (Some(tiling), ..) if Tiling::takes(rows.format(), tokens.len()) => {
+                    (tiling.product)(rows, tiled.get_or_init(|| (tiling.prepare)(tokens)), put);
+                }
+                (_, Some(product), Some(beside)) if rows.format() == Format::Q8_0 => {
+                    product(rows, beside, put)
+                }
                 _ => (kernels.product)(rows, tokens, put),
             },
             Self::Plain(tokens) => (kernels.plain)(rows, tokens, put),

@@ -12,9 +12,9 @@ use proptest::prelude::*;
 
 /// The tables of all levels that this machine has.
 fn levels() -> Vec<(Level, &'static Ops)> {
-    let all = [Level::Scalar, Level::Avx2, Level::Avx512];
     let table = |level| (level, Cpu::new(Some(1), Some(level)).expect("available").ops());
-    all.into_iter()
+    Level::ALL
+        .into_iter()
         .filter(|level| level.available())
         .map(table)
         .collect()

@@ -146,10 +146,7 @@ fn no_way_of_computing_changes_a_bit() {
             assert!(alone == together, "{name}: batch {count}: other KV");
         }
         let alone = decode(&best, &mut sessions.clone(), false);
-        for level in [Level::Scalar, Level::Avx2, Level::Avx512]
-            .into_iter()
-            .filter(|level| level.available())
-        {
+        for level in Level::ALL.into_iter().filter(|level| level.available()) {
             for (threads, chunk) in [(1, LENGTH), (2, 64), (3, 7)] {
                 let other = load(&path, full(&best), threads, level);
                 let found = prefill(&other, &prompt, chunk, Some(0));

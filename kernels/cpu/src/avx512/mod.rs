@@ -4,12 +4,13 @@
 
 mod ahead;
 mod beside;
-mod chunk;
+pub(crate) mod chunk;
 mod floats;
-mod fold;
+pub(crate) mod fold;
 mod panel;
 mod plain;
 mod quantize;
+mod stepped;
 mod tile;
 mod vector;
 
