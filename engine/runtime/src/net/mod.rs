@@ -32,7 +32,9 @@ pub(crate) const CONNECTION_WINDOW: u32 = 32 << 20;
 const KV_WINDOW: u32 = 2 << 20;
 /// Bytes in one frame of HTTP/2: each is a write, a read and a piece to put together. The default is 16 KiB; larger ones than this take more memory
 /// and are no faster (`cargo xtask bench handoff`: 32 to 256 KiB with windows of 0.5 to 2 MiB are within its noise).
-pub(crate) const HTTP_FRAME: u32 = 64 << 10;
+/// With its head of nine bytes a frame fills what TLS takes at once, four records: were it larger by these, each would end in a record and a write
+/// of nine bytes.
+pub(crate) const HTTP_FRAME: u32 = (64 << 10) - 9;
 /// How long a connection may take to come about.
 const CONNECT: Duration = Duration::from_secs(5);
 
