@@ -229,7 +229,7 @@ pub(crate) struct RouteArguments {
     /// Connections on which the KV of each stage comes, besides the one for activations.
     #[arg(long, env = "DS4_HANDOFF_STREAMS", default_value_t = 2, value_name = "N")]
     pub(crate) handoff_streams: u32,
-    /// Most bytes of KV rows in one frame, up to 4MiB.
+    /// Most bytes of KV rows in one frame, up to 4MiB. A stage sends none above 128KiB: larger ones are slower.
     #[arg(long, env = "DS4_FRAME_BYTES", default_value = "1MiB", value_name = "SIZE", value_parser = crate::sizes::bytes)]
     pub(crate) frame_bytes: u64,
     /// Bytes of KV of running requests and of sessions kept for later turns together; a request is set aside what it may come to hold.
