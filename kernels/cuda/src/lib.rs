@@ -15,6 +15,8 @@ mod readback;
 mod segments;
 
 // Host code that reads the same for every device.
+#[path = "../../device/chosen.rs"]
+mod chosen;
 #[path = "../../device/compressor.rs"]
 pub mod compressor;
 #[path = "../../device/hyper.rs"]
