@@ -11,8 +11,10 @@ mod device;
 mod error;
 mod graph;
 mod launch;
+mod pinned;
 mod readback;
 mod segments;
+mod uploads;
 
 // Host code that reads the same for every device.
 #[path = "../../device/chosen.rs"]
@@ -47,3 +49,4 @@ use launch::Shape;
 pub use launch::{Signature, TABLE};
 pub use readback::{Readback, Staging};
 pub use segments::Segments;
+pub use uploads::{Uploads, Way};
