@@ -33,6 +33,7 @@ mod feed_forward;
 mod loader;
 mod outgoing;
 mod pass;
+mod room;
 mod slice;
 
 pub use slice::{CudaSlice, Decode};

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use ds4_gguf::{Gguf, LayerSpan, Weights as Mapped};
 use ds4_kernels::ops::rope::Rope;
 use ds4_kernels_cuda::matrix::Weights;
-use ds4_kernels_cuda::{Arena, CudaError, Device, Graphs, Staging, Uploads, Way};
+use ds4_kernels_cuda::{Arena, CudaError, Device, Graphs, Staging, Way};
 use ds4_model::{KvLayout, ModelError, Numerics, Part, SliceInfo, ropes, stop};
 
 use crate::check;
@@ -14,6 +14,7 @@ use crate::load::{Head, Layer};
 use crate::loader::{Loader, failed};
 use crate::outgoing::Outgoing;
 use crate::pass::Pass;
+use crate::room;
 
 /// A loaded run of layers on a CUDA device. Calls take turns: the device computes one pass at a time.
 #[derive(Debug)]
@@ -41,18 +42,6 @@ pub enum Decode {
     Launches,
 }
 
-/// Launches of a layer at most: for a token of one session, and for that of each more. A test counts them.
-const OF_ONE: usize = 59;
-const OF_EACH_MORE: usize = 14;
-/// What a graph has on average, when those that are kept are of passes of one session, of two, and so on.
-const LAUNCHES: usize = OF_ONE + OF_EACH_MORE * (Graphs::MOST - 1) / 2;
-
-/// What decode graphs of so many layers may come to take of the device, measured: a driver says for no graph what it takes.
-fn most_of_graphs(device: &Device, layers: usize) -> Result<u64, CudaError> {
-    let each = Graphs::trial(device, layers, LAUNCHES)?;
-    Ok(each * Graphs::MOST as u64)
-}
-
 impl CudaSlice {
     /// Copies the layers of `span` to `device`. `progress(done, total)` in bytes that are there.
     ///
@@ -69,18 +58,8 @@ impl CudaSlice {
     ) -> Result<Self, ModelError> {
         let config = check::config(gguf, span, numerics)?;
         let mapped = Mapped::map_unread(gguf, &config, span)?;
-        let need = |graphs| check::Need {
-            weights: mapped.bytes(),
-            loading: Uploads::room(mapped.bytes()),
-            graphs,
-        };
-        let graphs = match decode {
-            Decode::Graphs => most_of_graphs(&device, span.layers().count()),
-            Decode::Launches => Ok(0),
-        };
-        graphs
-            .and_then(|graphs| need(graphs).check(device.memory()?))
-            .map_err(|error| failed(&device, error))?;
+        let layers = span.layers().count();
+        room::check(&device, mapped.bytes(), layers, decode).map_err(|error| failed(&device, error))?;
         let total = mapped.bytes();
         progress(0, total);
         let mut landed = |bytes: u64| progress(bytes.min(total), total);

@@ -1,7 +1,9 @@
 //! How weights and what else a model takes reach the device, and what is refused before they do.
 
+use std::sync::Arc;
+
 use ds4_gguf::LayerSpan;
-use ds4_kernels_cuda::Way;
+use ds4_kernels_cuda::{Device, Way};
 use ds4_model::{ModelError, ModelSlice};
 use ds4_model_cuda::{CudaSlice, Decode};
 
@@ -145,4 +147,23 @@ fn the_trial_has_the_launches_that_graphs_of_one_to_eight_sessions_have_on_avera
         2 * one + 7 * of_session,
         "{one} launches for a session, {of_session} for each more"
     );
+}
+
+#[test]
+fn cached_files_are_free_memory_to_a_device_that_shares_it_with_the_host_and_to_no_other() {
+    let turn = turn();
+    let model = Model::golden();
+    turn.emulator.unified(true);
+    let shared = Arc::new(Device::open(0).unwrap());
+    // As pages of files would, for the driver.
+    let _cached = turn.device.allocate::<u8>("a test", 64 << 20).unwrap();
+    let (free, total) = turn.device.memory().unwrap();
+    // Enough for the weights, less than what is asked for with scratch.
+    turn.emulator.memory((total - free + (10 << 20)) as usize);
+    let load = |device| model.load(FULL, device, Decode::Launches, &mut |_, _| {});
+    let said = refused(load(&turn.device));
+    let loaded = load(&shared);
+    turn.emulator.memory(total as usize);
+    assert!(said.contains("10485760 of"), "{said}");
+    assert_eq!(*loaded.unwrap().way(), Way::Shared);
 }
