@@ -9,9 +9,6 @@ use crate::input::Input;
 use crate::load::{Head, Hyper};
 use crate::{DEVICE, Loaded};
 
-/// Tokens that go through all layers together: bounds the scratch memory. Any number gives the same bits.
-const PASS: usize = 512;
-
 /// A pass of fewer tokens is over before it could be told to end.
 pub(crate) const BRIEF: usize = 64;
 
@@ -47,11 +44,11 @@ impl ModelSlice for Loaded {
             self.check_positions(part)?;
         }
         let (width, mut streams) = (hidden.width(), hidden.as_mut_slice());
-        if tokens <= PASS {
+        if tokens <= Self::PASS {
             return self.pass(parts, streams);
         }
         for part in parts {
-            for tokens in part.tokens.chunks(PASS) {
+            for tokens in part.tokens.chunks(Self::PASS) {
                 let (chunk, rest) = streams.split_at_mut(tokens.len() * width);
                 self.pass(&mut [Part { tokens, kv: part.kv }], chunk)?;
                 streams = rest;
@@ -79,6 +76,9 @@ impl ModelSlice for Loaded {
 }
 
 impl Loaded {
+    /// Tokens that go through all layers together: bounds the scratch memory. Any number gives the same bits.
+    pub const PASS: usize = 512;
+
     fn head(
         &self,
         arena: &Arena,
