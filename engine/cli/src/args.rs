@@ -109,6 +109,14 @@ pub(crate) enum CudaGraphArgument {
 }
 
 impl CudaGraphArgument {
+    /// As the back end takes it.
+    pub(crate) const fn decode(self) -> ds4_model_cuda::Decode {
+        match self {
+            Self::On => ds4_model_cuda::Decode::Graphs,
+            Self::Off => ds4_model_cuda::Decode::Launches,
+        }
+    }
+
     /// As it is written on a command line.
     pub(crate) const fn name(self) -> &'static str {
         match self {
