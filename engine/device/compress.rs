@@ -8,7 +8,8 @@ use ds4_model::KvKind;
 
 use crate::input::Input;
 use crate::load::{Attention, Compressor};
-use crate::pass::{Pass, Widened};
+use crate::pass::Pass;
+use crate::widened::Widened;
 
 impl<'a> Pass<'a> {
     /// Appends the compressor's state of every token, and a row of each kind for every group that completes.

@@ -12,7 +12,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("ds4-kernels-cuda", &["ds4-kernels"]),
     ("ds4-kernels-metal", &["ds4-kernels"]),
     // Test only: nothing names it but under `[dev-dependencies]`. It is a driver of the Metal host code.
-    ("ds4-emu", &["ds4-kernels-metal"]),
+    ("ds4-emu", &["ds4-kernels-cuda", "ds4-kernels-metal"]),
     ("ds4-kernels-suite", &["ds4-kernels", "ds4-kernels-cuda"]),
     ("ds4-gguf", &["ds4-kernels"]),
     ("ds4-synth", &["ds4-gguf", "ds4-kernels"]),

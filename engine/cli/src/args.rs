@@ -109,6 +109,14 @@ pub(crate) enum CudaGraphArgument {
 }
 
 impl CudaGraphArgument {
+    /// As the back end takes it.
+    pub(crate) const fn decode(self) -> ds4_model_cuda::Decode {
+        match self {
+            Self::On => ds4_model_cuda::Decode::Graphs,
+            Self::Off => ds4_model_cuda::Decode::Launches,
+        }
+    }
+
     /// As it is written on a command line.
     pub(crate) const fn name(self) -> &'static str {
         match self {
@@ -229,7 +237,7 @@ pub(crate) struct RouteArguments {
     /// Connections on which the KV of each stage comes, besides the one for activations.
     #[arg(long, env = "DS4_HANDOFF_STREAMS", default_value_t = 2, value_name = "N")]
     pub(crate) handoff_streams: u32,
-    /// Most bytes of KV rows in one frame, up to 4MiB.
+    /// Most bytes of KV rows in one frame, up to 4MiB. A stage sends none above 128KiB: larger ones are slower.
     #[arg(long, env = "DS4_FRAME_BYTES", default_value = "1MiB", value_name = "SIZE", value_parser = crate::sizes::bytes)]
     pub(crate) frame_bytes: u64,
     /// Bytes of KV of running requests and of sessions kept for later turns together; a request is set aside what it may come to hold.
@@ -530,7 +538,7 @@ pub(crate) struct BenchArguments {
     /// Measure everything so many times.
     #[arg(short, long, default_value_t = 1, value_name = "N")]
     pub(crate) repeat: usize,
-    /// Also measure the machine: memory bandwidth and int8 peak, and the share of them that each row reaches.
+    /// Also measure the machine: memory bandwidth, int8 peaks of vectors and of tiles (AMX), and the share of bandwidth or of the vectors' peak that each row reaches.
     #[arg(long)]
     pub(crate) roofline: bool,
     /// Time the first pass too, in which buffers are taken.

@@ -6,14 +6,14 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use ds4_gguf::{Gguf, LayerSpan, ModelConfig, tensors};
 use ds4_kernels_cpu::Cpu;
-use ds4_kernels_cuda::CudaError;
+use ds4_kernels_cuda::{CudaError, Way};
 use ds4_model::memory::{self, Need};
 use ds4_model::{Graph, ModelSlice, Numerics};
 use ds4_model_cuda::CudaSlice;
 use ds4_model_metal::MetalSlice;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::args::{BackendArgument, ComputeArguments, CudaGraphArgument, DraftArguments};
+use crate::args::{BackendArgument, ComputeArguments, DraftArguments};
 
 /// A model file whose header was read.
 pub(crate) struct Model {
@@ -72,9 +72,15 @@ pub(crate) fn load(
     let (gguf, numerics) = (&model.gguf, compute.numerics);
     let slice: Arc<dyn ModelSlice> = match place {
         Place::Cuda(device) => {
-            let slice = CudaSlice::load(gguf, span, numerics, device, &mut progress).with_context(named)?;
+            let decode = compute.cuda_graph.decode();
+            let slice =
+                CudaSlice::load(gguf, span, numerics, device, decode, &mut progress).with_context(named)?;
             tracing::info!(graphs = compute.cuda_graph.name(), "CUDA decode");
-            Arc::new(slice.by_graphs(compute.cuda_graph == CudaGraphArgument::On))
+            match slice.way() {
+                way @ Way::Refused(..) => tracing::warn!("weights went to the device {way}"),
+                way => tracing::info!("weights went to the device {way}"),
+            }
+            Arc::new(slice)
         }
         Place::Metal(device) => {
             Arc::new(MetalSlice::load(gguf, span, numerics, device, &mut progress).with_context(named)?)

@@ -5,7 +5,13 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 fn ds4(folder: &Path, driver: bool, arguments: &[&str]) -> Output {
+    ds4_with(folder, driver, &[], arguments)
+}
+
+/// With variables that make the emulated driver another one.
+fn ds4_with(folder: &Path, driver: bool, variables: &[(&str, &str)], arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ds4"));
+    command.envs(variables.iter().copied());
     command
         .args(arguments)
         .current_dir(folder)
@@ -60,6 +66,49 @@ fn cuda_needs_a_driver_and_gives_the_bits_of_the_cpu() {
             "{said}"
         );
     }
+}
+
+#[test]
+fn cuda_says_at_start_what_a_driver_refuses_and_what_helps() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    let made = ds4(at, false, &["synth", "--preset", "micro", "--out", "m.gguf"]);
+    assert!(made.status.success());
+    let run = |variables: &[(&str, &str)], graphs: &str| {
+        let words = [
+            "--prompt",
+            "hi",
+            "--max-tokens",
+            "2",
+            "--backend",
+            "cuda",
+            "--cuda-graph",
+            graphs,
+        ];
+        let found = ds4_with(
+            at,
+            true,
+            variables,
+            &[&["run", "--model", "m.gguf"], &words[..]].concat(),
+        );
+        let said = String::from_utf8_lossy(&found.stderr);
+        (found.status.success(), said.into_owned())
+    };
+    let lacks = [(ds4_emu::LACKS_VARIABLE, "cuGraphInstantiate")];
+    let (passed, said) = run(&lacks, "on");
+    assert!(!passed && said.contains("CUDA_ERROR_NOT_SUPPORTED"), "{said}");
+    assert!(said.contains("--cuda-graph off decodes without graphs"), "{said}");
+    let (passed, said) = run(&lacks, "off");
+    assert!(
+        passed && said.contains("page-locked memory, beside the reading"),
+        "{said}"
+    );
+    // Enough for the rows of a few tokens, not for the weights.
+    let (passed, said) = run(&[(ds4_emu::LOCKABLE_VARIABLE, "262144")], "on");
+    assert!(
+        passed && said.contains("of page-locked memory were refused"),
+        "{said}"
+    );
 }
 
 #[test]

@@ -11,8 +11,9 @@ use ds4_model::KvKind;
 
 use crate::input::Input;
 use crate::load::Attention;
-use crate::pass::{Pass, Widened};
+use crate::pass::Pass;
 use crate::select::Picks;
+use crate::widened::Widened;
 
 /// Choices that are computed one by one: more of them share the reading of a matrix.
 pub(crate) const FEW: usize = 16;

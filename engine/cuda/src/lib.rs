@@ -7,20 +7,37 @@
 use ds4_kernels_cuda as kernels;
 
 // Of the pass over a device's kernels, what reads the same on every device.
+#[path = "../../device/check.rs"]
+mod check;
+#[path = "../../device/chunk.rs"]
+mod chunk;
 #[path = "../../device/compress.rs"]
 mod compress;
+#[path = "../../device/forward.rs"]
+mod forward;
 #[path = "../../device/input.rs"]
 mod input;
+#[path = "../../device/load.rs"]
+mod load;
+#[path = "../../device/missing.rs"]
+mod missing;
 #[path = "../../device/select.rs"]
 mod select;
 #[path = "../../device/session.rs"]
 mod session;
+#[path = "../../device/widened.rs"]
+mod widened;
 
 mod attention;
 mod feed_forward;
-mod load;
+mod loader;
 mod outgoing;
 mod pass;
+mod room;
 mod slice;
 
-pub use slice::CudaSlice;
+pub use slice::{CudaSlice, Decode};
+
+/// The slice and its device by the names that code for every device uses.
+use slice::CudaSlice as Loaded;
+const DEVICE: &str = "a CUDA device";

@@ -3,28 +3,16 @@
 use std::ops::Range;
 
 use ds4_kernels_cuda::{CudaError, Readback, Segments, Staging};
-use ds4_model::{Kv, KvKind, NewRows, Part};
+use ds4_model::Part;
 
+use crate::missing::{Missing, deliver, missing};
 use crate::pass::Pass;
-
-/// Rows of one kind that the host lacks.
-struct Wanted {
-    /// The part of the pass.
-    part: usize,
-    layer: usize,
-    /// The layer in the session, and the kind in the layer.
-    index: usize,
-    of_layer: usize,
-    kind: KvKind,
-    rows: Range<u64>,
-    bytes: usize,
-}
 
 /// The rows that every part's KV gets. Those of a layer leave as soon as it is computed, beside the computing of the next; the host waits for them when it has
 /// the streams.
 pub(crate) struct Outgoing<'a> {
     /// In the order in which they leave: by layer, then by part.
-    wanted: Vec<Wanted>,
+    wanted: Vec<Missing>,
     readback: Readback<'a>,
 }
 
@@ -34,11 +22,7 @@ impl<'a> Outgoing<'a> {
         parts: &[Part<'_>],
         staging: &'a mut Staging,
     ) -> Result<Self, CudaError> {
-        let mut wanted: Vec<Wanted> = parts
-            .iter()
-            .enumerate()
-            .flat_map(|(number, part)| wanted(number, part.kv, part.tokens.len()))
-            .collect();
+        let mut wanted = missing(parts);
         wanted.sort_by_key(|rows| rows.index);
         let bytes = wanted.iter().map(|rows| rows.bytes).sum();
         let readback = Readback::new(pass.device, staging, bytes)?;
@@ -66,47 +50,7 @@ impl<'a> Outgoing<'a> {
 
     /// Waits for the rows and gives them to the parts, with the device's own rows. All layers must have been sent.
     pub(crate) fn deliver(mut self, pass: Pass<'_>, parts: &mut [Part<'_>]) -> Result<(), CudaError> {
-        let mut bytes = self.readback.bytes()?;
-        let mut new: Vec<Vec<NewRows<'_>>> = parts.iter().map(|_| Vec::new()).collect();
-        for rows in &self.wanted {
-            let (of_kind, rest) = bytes.split_at(rows.bytes);
-            new[rows.part].push(NewRows {
-                layer: rows.layer,
-                kind: rows.kind,
-                first: rows.rows.start,
-                bytes: of_kind,
-            });
-            bytes = rest;
-        }
-        for ((part, chunk), new) in parts.iter_mut().zip(pass.chunks).zip(new) {
-            if let Err(error) = part.kv.extend(part.tokens, &new) {
-                unreachable!("the rows asked for are those that came: {error}");
-            }
-            let mut session = chunk.session;
-            session.frontier = part.kv.frontier();
-            part.kv.on_device().put(*session);
-        }
+        deliver(pass.chunks, parts, &self.wanted, self.readback.bytes()?);
         Ok(())
     }
-}
-
-#[allow(clippy::cast_possible_truncation)] // rows of a pass
-fn wanted(part: usize, kv: &Kv, tokens: usize) -> Vec<Wanted> {
-    let of_layer = |(index, layer): (usize, usize)| {
-        let kinds = kv.layout().kinds(layer).iter().enumerate();
-        kinds.map(move |(of_layer, kind)| {
-            let rows = kv.missing(layer, *kind, tokens);
-            let bytes = (rows.end - rows.start) as usize * kv.layout().row_bytes(layer, *kind);
-            Wanted {
-                part,
-                layer,
-                index,
-                of_layer,
-                kind: *kind,
-                rows,
-                bytes,
-            }
-        })
-    };
-    kv.span().layers().enumerate().flat_map(of_layer).collect()
 }

@@ -1,37 +1,15 @@
 //! One pass through the layers: tokens of one session or of several, beside each other.
 
-use std::ops::Range;
-
 use ds4_gguf::ModelConfig;
-use ds4_kernels::ops::rope::{Rope, Rotation};
-use ds4_kernels_cuda::hyper::{self, Mixing};
+use ds4_kernels::ops::rope::Rope;
+use ds4_kernels_cuda::hyper;
 use ds4_kernels_cuda::{Arena, Buffer, CudaError, Device, Slice, norm};
 use ds4_model::Part;
 
+use crate::chunk::{Chunk, chunks, flat, narrow};
+use crate::forward::mixing;
 use crate::input::Input;
 use crate::load::{Hyper, Layer};
-use crate::session::{Session, copy};
-
-/// Tokens of one session in the pass.
-pub(crate) struct Chunk {
-    /// Where they lie in the pass.
-    pub(crate) range: Range<usize>,
-    /// Position of the first.
-    pub(crate) start: u64,
-    /// Taken out of the KV until the pass has succeeded: what a failed pass has touched is made anew from the host's rows.
-    pub(crate) session: Box<Session>,
-}
-
-impl Chunk {
-    pub(crate) fn end(&self) -> u64 {
-        self.start + self.range.len() as u64
-    }
-
-    /// Groups of `ratio` tokens that the chunk completes.
-    pub(crate) fn groups(&self, ratio: u64) -> Range<u64> {
-        self.start / ratio..self.end() / ratio
-    }
-}
 
 /// What the operations of all layers share.
 pub(crate) struct Pass<'a> {
@@ -194,20 +172,6 @@ impl<'a> Pass<'a> {
     }
 }
 
-fn chunks(device: &Device, config: &ModelConfig, parts: &mut [Part<'_>]) -> Result<Vec<Chunk>, CudaError> {
-    let mut next = 0;
-    let chunk = |part: &mut Part<'_>| {
-        let start = next;
-        next += part.tokens.len();
-        Ok(Chunk {
-            range: start..next,
-            start: part.kv.frontier(),
-            session: Session::of(device, config, part.kv, part.tokens.len())?,
-        })
-    };
-    parts.iter_mut().map(chunk).collect()
-}
-
 impl<'a> OfRatio<'a> {
     fn new(
         device: &Device,
@@ -234,68 +198,4 @@ impl<'a> OfRatio<'a> {
             groups: chunks.iter().map(groups).collect::<Result<_, CudaError>>()?,
         })
     }
-}
-
-/// How a connection's numbers become a mix.
-pub(crate) fn mixing<'a>(config: &ModelConfig, connection: &'a Hyper) -> Mixing<'a> {
-    Mixing {
-        scale: connection.scale.all(),
-        base: connection.base.all(),
-        streams: config.hc.streams,
-        iterations: config.hc.sinkhorn_iterations,
-        eps: config.hc.eps,
-        rms_eps: config.rms_eps,
-    }
-}
-
-/// A ring of a session while a chunk is computed: the session's own for a single token, which overwrites nothing that it sees; otherwise one with
-/// room for the chunk, that starts with the rows `live` and hands its last ones back.
-pub(crate) struct Widened<'s> {
-    pub(crate) bytes: Slice<'s, u8>,
-    own: bool,
-}
-
-impl<'s> Widened<'s> {
-    pub(crate) fn new(
-        pass: &Pass<'s>,
-        own: Slice<'s, u8>,
-        row: usize,
-        live: Range<u64>,
-        slots: usize,
-        tokens: usize,
-    ) -> Result<Self, CudaError> {
-        if tokens == 1 {
-            return Ok(Self {
-                bytes: own,
-                own: true,
-            });
-        }
-        let bytes = pass.take(slots * row)?;
-        copy(pass.device, live, row, own, bytes)?;
-        Ok(Self { bytes, own: false })
-    }
-
-    pub(crate) fn hand_back(
-        &self,
-        pass: &Pass<'_>,
-        own: Slice<'_, u8>,
-        row: usize,
-        last: Range<u64>,
-    ) -> Result<(), CudaError> {
-        if self.own {
-            Ok(())
-        } else {
-            copy(pass.device, last, row, self.bytes, own)
-        }
-    }
-}
-
-fn flat(rotations: impl Iterator<Item = Rotation>) -> Vec<f32> {
-    rotations.flat_map(|rotation| rotation.pairs().to_vec()).collect()
-}
-
-/// Positions are checked against 32 bits before a pass.
-#[allow(clippy::cast_possible_truncation)]
-const fn narrow(position: u64) -> u32 {
-    position as u32
 }

@@ -2,77 +2,68 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use ds4_gguf::{Gguf, LayerSpan, ModelConfig, Weights as Mapped};
+use ds4_gguf::{Gguf, LayerSpan, Weights as Mapped};
 use ds4_kernels::ops::rope::Rope;
 use ds4_kernels_cuda::matrix::Weights;
-use ds4_kernels_cuda::{Arena, CudaError, Device, Graphs, Staging, embedding, hyper, norm};
-use ds4_model::{Hidden, KvLayout, ModelError, ModelSlice, Numerics, Part, SliceInfo, ropes, stop};
+use ds4_kernels_cuda::{Arena, CudaError, Device, Graphs, Staging, Way};
+use ds4_model::{KvLayout, ModelError, Numerics, Part, SliceInfo, ropes, stop};
 
-use crate::input::Input;
-use crate::load::{Head, Layer, Loader, failed};
+use crate::check;
+use crate::forward::BRIEF;
+use crate::load::{Head, Layer};
+use crate::loader::{Loader, failed};
 use crate::outgoing::Outgoing;
-use crate::pass::{Pass, mixing};
-
-/// Tokens that go through all layers together: bounds the scratch memory. Any number gives the same bits.
-const PASS: usize = 512;
-
-/// A pass of fewer tokens is over before it could be told to end.
-const BRIEF: usize = 64;
+use crate::pass::Pass;
+use crate::room;
 
 /// A loaded run of layers on a CUDA device. Calls take turns: the device computes one pass at a time.
 #[derive(Debug)]
 pub struct CudaSlice {
-    info: SliceInfo,
-    device: Arc<Device>,
+    pub(crate) info: SliceInfo,
+    pub(crate) device: Arc<Device>,
     layers: Vec<Layer>,
-    embedding: Option<Weights>,
-    head: Option<Head>,
+    pub(crate) embedding: Option<Weights>,
+    pub(crate) head: Option<Head>,
     ropes: (Rope, Rope),
     scratch: Mutex<Arena>,
     /// Where rows arrive on the host; of one pass at a time.
     staging: Mutex<Staging>,
     /// A graph's launches for each layer; none when they are submitted one by one.
     graphs: Option<Mutex<Graphs>>,
+    way: Way,
+}
+
+/// How a token is decoded. The bits are the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decode {
+    /// By one graph for each layer.
+    Graphs,
+    /// By launches one by one.
+    Launches,
 }
 
 impl CudaSlice {
-    /// Copies the layers of `span` to `device`. `progress(done, total)` in bytes while the file is read.
+    /// Copies the layers of `span` to `device`. `progress(done, total)` in bytes that are there.
     ///
     /// # Errors
-    /// When the file is not usable, when the numerics are not the served ones, or when the device has no room: then before anything is
-    /// copied, with the bytes that it takes.
+    /// When the file is not usable, when the numerics are not the served ones, when the driver refuses graphs that are asked for, or when the device has no
+    /// room: then before anything is copied, with the bytes that it takes.
     pub fn load(
         gguf: &Gguf,
         span: LayerSpan,
         numerics: Numerics,
         device: Arc<Device>,
+        decode: Decode,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self, ModelError> {
-        if numerics != Numerics::Canonical {
-            return Err(ModelError::Value {
-                name: "numerics".into(),
-                expected: format!(
-                    "{} on a CUDA device (--backend cpu has the others)",
-                    Numerics::Canonical
-                ),
-                found: numerics.to_string(),
-            });
-        }
-        let config = ModelConfig::from_gguf(gguf)?;
-        if span.last >= config.n_layer || span.first > span.last {
-            let owned = LayerSpan::full(config.n_layer);
-            return Err(ModelError::Span {
-                asked: span.to_string(),
-                owned,
-            });
-        }
-        let mapped = Mapped::map(gguf, &config, span, progress)?;
-        check_room(&device, mapped.bytes()).map_err(|error| failed(&device, error))?;
-        let loader = Loader {
-            device: &device,
-            mapped: &mapped,
-            config: &config,
-        };
+        let config = check::config(gguf, span, numerics)?;
+        let mapped = Mapped::map_unread(gguf, &config, span)?;
+        let layers = span.layers().count();
+        room::check(&device, mapped.bytes(), layers, decode).map_err(|error| failed(&device, error))?;
+        let total = mapped.bytes();
+        progress(0, total);
+        let mut landed = |bytes: u64| progress(bytes.min(total), total);
+        let loader = Loader::new(&device, &mapped, &config, &mut landed)?;
         let layers = span
             .layers()
             .map(|layer| Layer::load(&loader, layer))
@@ -81,6 +72,8 @@ impl CudaSlice {
             .then(|| loader.matrix("token_embd.weight"))
             .transpose()?;
         let head = span.head.then(|| Head::load(&loader)).transpose()?;
+        let way = loader.finish()?;
+        progress(total, total);
         let (major, minor) = device.facts().capability;
         let info = SliceInfo {
             span,
@@ -99,16 +92,16 @@ impl CudaSlice {
             ropes: ropes(&config),
             scratch: Mutex::default(),
             staging: Mutex::default(),
-            graphs: Some(Mutex::default()),
+            graphs: (decode == Decode::Graphs).then(Mutex::default),
+            way,
             device,
         })
     }
 
-    /// Whether a token is decoded by one graph for each layer, as it is at first, or by launches one by one. The bits are the same.
+    /// How the weights reached the device.
     #[must_use]
-    pub fn by_graphs(mut self, on: bool) -> Self {
-        self.graphs = on.then(Mutex::default);
-        self
+    pub const fn way(&self) -> &Way {
+        &self.way
     }
 
     /// The device.
@@ -118,7 +111,7 @@ impl CudaSlice {
     }
 
     /// Runs `work` with the scratch memory to itself, which starts empty. A turn that panicked left nothing in it that matters.
-    fn turn<T>(&self, work: impl FnOnce(&Arena) -> Result<T, CudaError>) -> Result<T, ModelError> {
+    pub(crate) fn turn<T>(&self, work: impl FnOnce(&Arena) -> Result<T, CudaError>) -> Result<T, ModelError> {
         let scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
         let empty = ds4_kernels_cuda::Mark::default();
         scratch.release(empty);
@@ -127,7 +120,7 @@ impl CudaSlice {
         result
     }
 
-    fn pass(&self, parts: &mut [Part<'_>], streams: &mut [f32]) -> Result<(), ModelError> {
+    pub(crate) fn pass(&self, parts: &mut [Part<'_>], streams: &mut [f32]) -> Result<(), ModelError> {
         let Some(span) = parts.first().map(|part| part.kv.span()) else {
             return Ok(());
         };
@@ -173,116 +166,5 @@ impl CudaSlice {
             Ok(true)
         })?;
         if done { Ok(()) } else { Err(ModelError::Stopped) }
-    }
-}
-
-/// Weights, and a tenth of them for sessions and scratch, which takes a block at least, must fit what is free.
-fn check_room(device: &Device, weights: u64) -> Result<(), CudaError> {
-    let (free, total) = device.memory()?;
-    let asked = weights + (weights / 10).max(Arena::BLOCK as u64);
-    if asked <= free {
-        return Ok(());
-    }
-    Err(CudaError::Memory {
-        what: "a model's weights with room for sessions and scratch",
-        asked,
-        free,
-        total,
-    })
-}
-
-impl ModelSlice for CudaSlice {
-    fn info(&self) -> &SliceInfo {
-        &self.info
-    }
-
-    fn embed(&self, tokens: &[u32]) -> Result<Hidden, ModelError> {
-        self.info.check_tokens(tokens)?;
-        let embedding = self
-            .embedding
-            .as_ref()
-            .ok_or_else(|| self.info.lacks("0 (the embedding)"))?;
-        let (width, streams) = (self.info.config.hidden_width(), self.info.config.hc.streams);
-        let values = self.turn(|arena| {
-            let device = &*self.device;
-            let (ids, out) = (
-                arena.upload(device, tokens)?,
-                arena.take(device, tokens.len() * width)?,
-            );
-            embedding::embed(device, embedding, ids, streams, out)?;
-            device.download(out)
-        })?;
-        Hidden::from_vec(width, values).ok_or_else(|| self.info.lacks("hidden states of width 0"))
-    }
-
-    fn forward_batch(&self, parts: &mut [Part<'_>], hidden: &mut Hidden) -> Result<(), ModelError> {
-        self.info.check_parts(parts)?;
-        let tokens = parts.iter().map(|part| part.tokens.len()).sum();
-        self.info.check_hidden(hidden, tokens)?;
-        for part in &*parts {
-            self.check_positions(part)?;
-        }
-        let (width, mut streams) = (hidden.width(), hidden.as_mut_slice());
-        if tokens <= PASS {
-            return self.pass(parts, streams);
-        }
-        for part in parts {
-            for tokens in part.tokens.chunks(PASS) {
-                let (chunk, rest) = streams.split_at_mut(tokens.len() * width);
-                self.pass(&mut [Part { tokens, kv: part.kv }], chunk)?;
-                streams = rest;
-            }
-        }
-        Ok(())
-    }
-
-    fn logits_batch(&self, hidden: &Hidden, tokens: &[usize]) -> Result<Vec<f32>, ModelError> {
-        let head = self
-            .head
-            .as_ref()
-            .ok_or_else(|| self.info.lacks("output (the head)"))?;
-        let needed = tokens.iter().map(|token| token + 1).max().unwrap_or(0);
-        if needed > hidden.tokens() || hidden.width() != self.info.config.hidden_width() {
-            self.info.check_hidden(hidden, needed)?;
-        }
-        let streams: Vec<f32> = tokens
-            .iter()
-            .flat_map(|token| hidden.token(*token))
-            .copied()
-            .collect();
-        self.turn(|arena| self.head(arena, head, &streams, tokens.len()))
-    }
-}
-
-impl CudaSlice {
-    fn head(
-        &self,
-        arena: &Arena,
-        head: &Head,
-        streams: &[f32],
-        tokens: usize,
-    ) -> Result<Vec<f32>, CudaError> {
-        let (device, config) = (&*self.device, &self.info.config);
-        let streams = arena.upload(device, streams)?;
-        let mix = Input::new(device, arena, streams, config.hidden_width()).times(&head.hyper.matrix)?;
-        let n = config.hc.streams;
-        hyper::head(device, mix, streams, &mixing(config, &head.hyper))?;
-        let x = arena.take(device, tokens * config.n_embd)?;
-        hyper::gather(device, mix, n, streams, n, x)?;
-        norm::rms(device, x, head.norm.all(), config.rms_eps, x)?;
-        device.download(Input::new(device, arena, x, config.n_embd).times(&head.output)?)
-    }
-
-    /// Kernels count positions with 32 bits.
-    fn check_positions(&self, part: &Part<'_>) -> Result<(), ModelError> {
-        let end = part.kv.frontier() + part.tokens.len() as u64;
-        if u32::try_from(end).is_ok() {
-            return Ok(());
-        }
-        Err(ModelError::Value {
-            name: "position".into(),
-            expected: format!("below {} on a CUDA device", u32::MAX),
-            found: end.to_string(),
-        })
     }
 }

@@ -47,7 +47,17 @@ impl Weights {
         span: LayerSpan,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self, GgufError> {
-        Self::map_all(gguf, tensors::check(gguf, config, span)?, progress)
+        let weights = Self::map_unread(gguf, config, span)?;
+        weights.touch(progress);
+        Ok(weights)
+    }
+
+    /// Checks and maps the tensors of `span`. The system reads ahead; each page is read when somebody comes to it, or by [`Weights::touch`].
+    ///
+    /// # Errors
+    /// As [`Weights::map`].
+    pub fn map_unread(gguf: &Gguf, config: &ModelConfig, span: LayerSpan) -> Result<Self, GgufError> {
+        Self::map_all(gguf, tensors::check(gguf, config, span)?)
     }
 
     /// The same for the draft head of a model of `config`.
@@ -59,14 +69,12 @@ impl Weights {
         config: &ModelConfig,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self, GgufError> {
-        Self::map_all(gguf, tensors::check_draft(gguf, config)?, progress)
+        let weights = Self::map_all(gguf, tensors::check_draft(gguf, config)?)?;
+        weights.touch(progress);
+        Ok(weights)
     }
 
-    fn map_all(
-        gguf: &Gguf,
-        mut wanted: Vec<&TensorInfo>,
-        progress: &mut dyn FnMut(u64, u64),
-    ) -> Result<Self, GgufError> {
+    fn map_all(gguf: &Gguf, mut wanted: Vec<&TensorInfo>) -> Result<Self, GgufError> {
         wanted.sort_by_key(|tensor| tensor.offset);
         let mut weights = Self {
             maps: Vec::new(),
@@ -76,7 +84,6 @@ impl Weights {
         for run in runs(&wanted) {
             weights.add(gguf, run)?;
         }
-        weights.touch(progress);
         Ok(weights)
     }
 
@@ -99,7 +106,7 @@ impl Weights {
             path: gguf.path().to_owned(),
             source,
         })?;
-        // The system reads ahead while the pages are touched; where it cannot, they are read one by one.
+        // The system reads ahead while the pages are touched or copied; where it cannot, they are read one by one.
         #[cfg(unix)]
         let _ = map.advise(memmap2::Advice::WillNeed);
         let number = self.maps.len();
@@ -116,7 +123,8 @@ impl Weights {
         Ok(())
     }
 
-    fn touch(&self, progress: &mut dyn FnMut(u64, u64)) {
+    /// Reads every page once. `progress(done, total)` in bytes, first with 0.
+    pub fn touch(&self, progress: &mut dyn FnMut(u64, u64)) {
         let total = self.bytes();
         let mut done = 0;
         progress(0, total);

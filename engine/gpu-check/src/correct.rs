@@ -9,7 +9,7 @@ use ds4_kernels_cpu::Cpu;
 use ds4_kernels_cuda::Device;
 use ds4_kernels_suite::{Bench, Random, cases};
 use ds4_model::{CompleteKv, Graph, Hidden, Kv, ModelSlice, Numerics};
-use ds4_model_cuda::CudaSlice;
+use ds4_model_cuda::{CudaSlice, Decode};
 use ds4_synth::{Dims, Preset};
 
 /// One thing that was compared, and what is wrong with it.
@@ -74,8 +74,8 @@ impl Written {
     /// The model on the device: decoding by graphs, and by launches one by one.
     pub(crate) fn both_ways(&self, device: &Arc<Device>, span: LayerSpan) -> Result<[CudaSlice; 2]> {
         let (canonical, quiet) = (Numerics::Canonical, &mut |_, _| {});
-        let mut load = || CudaSlice::load(&self.gguf, span, canonical, device.clone(), quiet);
-        Ok([load()?, load()?.by_graphs(false)])
+        let mut load = |decode| CudaSlice::load(&self.gguf, span, canonical, device.clone(), decode, quiet);
+        Ok([load(Decode::Graphs)?, load(Decode::Launches)?])
     }
 }
 

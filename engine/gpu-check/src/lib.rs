@@ -3,6 +3,7 @@
 //! [`correct`] runs every kernel and a whole model beside their references, [`speed`] measures the device's own limits and what the kernels reach of
 //! them, [`tokens`] what a token costs beside its arithmetic, [`roofline`] says what limits of bandwidth and arithmetic allow for the published file. Each gives the rows of a Markdown table.
 
+mod activations;
 pub mod correct;
 pub mod roofline;
 pub mod speed;

@@ -10,9 +10,10 @@ use anyhow::{Context, Result};
 use ds4_gguf::{Gguf, LayerSpan, ModelConfig, TensorInfo, tensors};
 use ds4_kernels::Format;
 use ds4_kernels::codec::{indexer_row_bytes, kv_row_bytes};
+use ds4_model_cuda::CudaSlice;
 use ds4_synth::Dims;
 
-use crate::table;
+use crate::{activations, table};
 
 /// A machine's limits.
 #[derive(Clone, Copy, Debug)]
@@ -51,6 +52,9 @@ const PUBLISHED: [(u64, [f64; 4]); 4] = [
 
 /// Tokens of a chunk.
 const CHUNK: u64 = 4096;
+
+/// Those that go through the layers together.
+const PASS: u64 = CudaSlice::PASS as u64;
 
 /// What a kernel reads and computes.
 #[derive(Clone, Copy, Debug, Default)]
@@ -93,28 +97,41 @@ impl Model {
         })
     }
 
-    /// Kernels with their work for one token behind `context` others, or for a chunk of [`CHUNK`] tokens that ends there.
+    /// Kernels with their work for `tokens` tokens that end at `context`, `pass` of them at a time: weights and KV are read once in a pass.
     #[allow(clippy::cast_precision_loss)] // bytes and operations
-    fn work(&self, context: u64, prefill: bool) -> BTreeMap<String, Work> {
-        let tokens = if prefill { CHUNK as f64 } else { 1.0 };
+    fn work(&self, context: u64, tokens: u64, pass: u64) -> BTreeMap<String, Work> {
+        let (many, passes) = (tokens > 1, tokens.div_ceil(pass) as f64);
         let mut all = BTreeMap::<String, Work>::new();
         for tensor in &self.tensors {
-            let Some(part) = self.product(tensor, prefill) else {
+            let Some(part) = self.product(tensor, many) else {
                 continue;
             };
             let values = tensor.dims.iter().product::<u64>() as f64;
+            let read = if part.once { part.read } else { part.read * passes };
+            let used = if part.once { 1.0 } else { tokens as f64 };
             let work = all.entry(part.kernel).or_default();
-            work.add(tensor.bytes as f64 * part.read, 2.0 * values * part.used * tokens);
+            work.add(tensor.bytes as f64 * read, 2.0 * values * part.used * used);
+            if many {
+                work.add(activations::product(&self.config, tensor) * used, 0.0);
+            }
         }
-        let first = if prefill {
-            context.saturating_sub(CHUNK)
-        } else {
-            context - 1
-        };
+        let first = context.saturating_sub(tokens);
         for layer in 0..self.config.n_layer {
-            self.attention(&mut all, layer, first..context);
+            for from in (first..context).step_by(usize::try_from(pass).unwrap_or(usize::MAX)) {
+                self.attention(&mut all, layer, from..context.min(from + pass));
+            }
+            if many {
+                for (kernel, bytes) in activations::layer(&self.config, layer, &|name| self.format(name)) {
+                    all.entry(kernel).or_default().add(bytes * tokens as f64, 0.0);
+                }
+            }
         }
         all
+    }
+
+    fn format(&self, name: &str) -> Option<Format> {
+        let found = self.tensors.iter().find(|tensor| tensor.name == name);
+        found.map(|tensor| tensor.format)
     }
 
     /// Which kernel multiplies with a tensor; norms, biases and tables are small and are left out.
@@ -132,6 +149,7 @@ impl Model {
             kernel,
             read: 1.0,
             used: 1.0,
+            once: false,
         };
         Some(match name {
             _ if name.contains("_exps.") => Product {
@@ -139,17 +157,16 @@ impl Model {
                     "{}_{format}_{many}",
                     if name.contains("down") { "down" } else { "gate_up" }
                 ),
-                // A chunk has so many tokens that every expert is read.
+                // A pass has so many tokens that every expert is read.
                 read: if prefill { 1.0 } else { share },
                 used: share,
+                once: false,
             },
             _ if name.contains("attn_output_a") => whole(format!("down_{format}_{many}")),
             // Logits are needed once in a chunk.
             "output.weight" if prefill => Product {
-                kernel: format!("matvec_{format}"),
-                read: 1.0,
-                #[allow(clippy::cast_precision_loss)] // tokens
-                used: 1.0 / CHUNK as f64,
+                once: true,
+                ..whole(format!("matvec_{format}"))
             },
             _ if !prefill => whole(format!("matvec_{format}")),
             _ if matches!(tensor.format, Format::F32 | Format::F16) => whole(format!("matmul_{format}")),
@@ -157,7 +174,7 @@ impl Model {
         })
     }
 
-    /// Attention of a layer, and the indexer's scores where it has one. A chunk's tokens share the rows that are read.
+    /// Attention of a layer, and the indexer's scores where it has one. The tokens of a pass share the rows that are read.
     #[allow(clippy::cast_precision_loss)] // rows and operations
     fn attention(&self, all: &mut BTreeMap<String, Work>, layer: usize, positions: std::ops::Range<u64>) {
         let config = &self.config;
@@ -188,11 +205,23 @@ impl Model {
             4.0 * seen as f64 * heads * dim,
         );
         if ratio == 4 && rows_of(last) > config.indexer.top_k as u64 {
-            let scored: u64 = positions.map(rows_of).sum();
+            let (count, scored) = (
+                last + 1 - positions.start,
+                positions.map(rows_of).sum::<u64>() as f64,
+            );
             let width = config.indexer.dim as f64 * config.indexer.heads as f64;
             let bytes = rows_of(last) as f64 * indexer_row_bytes(config.indexer.dim) as f64;
             let work = all.entry("index_scores".into()).or_default();
-            work.add(bytes, 2.0 * scored as f64 * width);
+            work.add(bytes, 2.0 * scored * width);
+            if count > 1 {
+                // Scores are written, and read to choose; what was chosen is read by attention.
+                let chosen = 4.0 * (count * config.indexer.top_k as u64) as f64;
+                work.add(4.0 * scored, 0.0);
+                all.entry("pick_rows".into())
+                    .or_default()
+                    .add(4.0 * scored + chosen, 0.0);
+                all.entry("attend".into()).or_default().add(chosen, 0.0);
+            }
         }
     }
 }
@@ -204,6 +233,8 @@ struct Product {
     read: f64,
     /// Share of its values that a token multiplies with.
     used: f64,
+    /// For the last token alone.
+    once: bool,
 }
 
 fn total(work: &BTreeMap<String, Work>) -> Work {
@@ -246,27 +277,58 @@ pub fn document() -> Result<String> {
         "# What bandwidth and arithmetic allow\n\n\
          Written by `cargo xtask roofline`, from the layout of the published Flash file with two-bit experts as this project's reader finds it: {} layers, {} \
          tensors, {} bytes of weights. On paper: no GPU was measured. A kernel takes at least its bytes over the memory's bandwidth and at least its operations \
-         over the rate of what it computes with; a multiplication and an addition are two operations. Activations, norms and rotations move a few hundred \
-         kilobytes per layer and are left out; so are launches.\n\n\
+         over the rate of what it computes with; a multiplication and an addition are two operations. Every kernel reads its operands and writes its results \
+         once. In prefill what one kernel writes the next one reads, through memory; {PASS} tokens go through the layers together, so a chunk of 4096 reads the \
+         weights {} times. What a single token's kernels hand over stays in the cache and is left out, as are operations of kernels that multiply no matrix, copies of rows, and launches.\n\n\
          Limits taken: GB10 273 GB/s, 250 T operations/s on bytes in tensor cores (assumed: a quarter of the published petaflop of sparse FP4), 31 T on f32 \
          (assumed: 6,144 cores at 2.5 GHz); H100 SXM 3.35 TB/s, 1,979 T and 67 T (NVIDIA's data sheet, without sparsity). Kernels named tiles multiply on tensor \
          cores; attend and those on f16 weights in f32, whose order of additions is fixed; the others four bytes at a time outside of tensor cores.\n",
         model.config.n_layer,
         model.tensors.len(),
-        model.bytes
+        model.bytes,
+        CHUNK / PASS,
     );
-    for (title, prefill) in [
-        ("Decode: one token", false),
-        ("Prefill: a chunk of 4096 tokens", true),
+    for (title, tokens, pass) in [
+        ("Decode: one token", 1, 1),
+        ("Prefill: a chunk of 4096 tokens", CHUNK, PASS),
     ] {
         for context in [8192, 65_536] {
-            let work = model.work(context, prefill);
+            let work = model.work(context, tokens, pass);
             text += &format!("\n## {title}, context {context}\n\n");
             text += &by_kernel(&work);
         }
     }
     text += &ceilings(&model);
+    text += &passes(&model);
     Ok(text)
+}
+
+/// What the number of tokens that go through the layers together decides.
+#[allow(clippy::cast_precision_loss)] // tokens
+fn passes(model: &Model) -> String {
+    let rows: Vec<Vec<String>> = [PASS, 1024, 2048, CHUNK]
+        .into_iter()
+        .map(|pass| {
+            let rates = [8192, 65_536].map(|context| {
+                let work = model.work(context, CHUNK, pass);
+                MACHINES.map(|machine| format!("{:.0}", CHUNK as f64 / machine.seconds(&work)))
+            });
+            let [[gb10, h100], [gb10_far, h100_far]] = rates;
+            vec![pass.to_string(), gb10, gb10_far, h100, h100_far]
+        })
+        .collect();
+    let columns = [
+        "tokens of a pass",
+        "GB10, context 8192",
+        "GB10, context 65536",
+        "H100 SXM, context 8192",
+        "H100 SXM, context 65536",
+    ];
+    format!(
+        "\n## Prefill by the length of a pass\n\nCeilings of a chunk of 4096, in tokens per second. More tokens in a pass read the weights less often and take more scratch memory; the \
+         bits are the same. {PASS} is what the engine does.\n\n{}",
+        table(&columns, &rows)
+    )
 }
 
 fn by_kernel(work: &BTreeMap<String, Work>) -> String {
@@ -301,16 +363,16 @@ fn by_kernel(work: &BTreeMap<String, Work>) -> String {
 fn ceilings(model: &Model) -> String {
     let mut rows = Vec::new();
     for (context, published) in PUBLISHED {
-        for (prefill, tokens, [first, later]) in [
-            (true, CHUNK as f64, [published[0], published[2]]),
-            (false, 1.0, [published[1], published[3]]),
+        for (what, tokens, pass, [first, later]) in [
+            ("prefill", CHUNK, PASS, [published[0], published[2]]),
+            ("decode", 1, 1, [published[1], published[3]]),
         ] {
             // The first chunk is as long as the context where that is shorter.
-            let at = if prefill { context.max(CHUNK) } else { context };
-            let work = model.work(at, prefill);
-            let [gb10, h100] = MACHINES.map(|machine| tokens / machine.seconds(&work));
+            let at = context.max(tokens);
+            let work = model.work(at, tokens, pass);
+            let [gb10, h100] = MACHINES.map(|machine| tokens as f64 / machine.seconds(&work));
             rows.push(vec![
-                (if prefill { "prefill" } else { "decode" }).to_owned(),
+                what.to_owned(),
                 at.to_string(),
                 format!("{gb10:.1}"),
                 format!("{first} ({:.0} %)", first / gb10 * 100.0),
@@ -328,7 +390,7 @@ fn ceilings(model: &Model) -> String {
         "ceiling on H100 SXM, tokens/s",
     ];
     format!(
-        "\n## Ceilings, and what ds4 has published\n\nIn tokens per second; in brackets the share of the ceiling. ds4 publishes no figures for an H100. Figures for 2048 tokens stand beside \
+        "\n## Ceilings, and what ds4 has published\n\nIn tokens per second; in brackets the share of the ceiling, which is that of this project's kernels in passes of {PASS}. ds4 publishes no figures for an H100. Figures for 2048 tokens stand beside \
          the ceiling of a whole chunk.\n\n{}",
         table(&columns, &rows)
     )
@@ -357,7 +419,7 @@ mod tests {
     #[test]
     fn a_decoded_token_multiplies_with_thirteen_billion_weights_in_nine_gigabytes() {
         let model = Model::flash().expect("an outline");
-        let mut work = model.work(1, false);
+        let mut work = model.work(1, 1, 1);
         work.retain(|kernel, _| kernel != "attend");
         let sum = total(&work);
         assert!((12.0e9..14.0e9).contains(&(sum.operations / 2.0)), "{sum:?}");
@@ -369,13 +431,51 @@ mod tests {
     fn a_longer_context_costs_more_and_a_chunk_costs_less_than_its_tokens_one_by_one() {
         let model = Model::flash().expect("an outline");
         for machine in MACHINES {
-            let one = |context| machine.seconds(&model.work(context, false));
+            let one = |context| machine.seconds(&model.work(context, 1, 1));
             assert!(one(65_536) > one(8192), "{machine:?}");
-            let chunk = machine.seconds(&model.work(8192, true));
+            let chunk = machine.seconds(&model.work(8192, CHUNK, PASS));
             assert!(
                 chunk < CHUNK as f64 * one(8192) && chunk > one(8192),
                 "{machine:?}"
             );
         }
+    }
+
+    #[test]
+    fn every_kernel_is_one_that_the_host_launches() {
+        let model = Model::flash().expect("an outline");
+        let launched = |name: &str| ds4_kernels_cuda::TABLE.iter().any(|kernel| kernel.name == name);
+        for tokens in [1, CHUNK] {
+            for kernel in model.work(65_536, tokens, tokens).keys() {
+                assert!(launched(kernel), "{kernel}");
+            }
+        }
+    }
+
+    /// By hand: 4096 values in 4 streams, 24 numbers of a mix; 64 heads of 512 values; 6 experts of 2048 values; 43 layers.
+    #[test]
+    fn what_the_largest_kernels_of_a_pass_hand_over_is_what_it_is_by_hand() {
+        let model = Model::flash().expect("an outline");
+        let work = model.work(8192, CHUNK, CHUNK);
+        let per_token = |kernel: &str| work[kernel].bytes / CHUNK as f64 / 43.0;
+        let scatter = 2 * 4 * (24 + 4096 + 2 * 16_384);
+        assert!((per_token("scatter_streams") - f64::from(scatter)).abs() < 1e-6);
+        let heads = 2 * 4 * 64 * 512;
+        assert!((per_token("norm_rotate_heads") - f64::from(heads)).abs() < 1e-6);
+        assert!((per_token("combine_experts") - f64::from(4 * 4096 * 8)).abs() < 1e-6);
+        assert!(per_token("attend") > f64::from(heads));
+        // Weights of the gates and ups once, a token's codes and what six experts make of them.
+        let experts = 47_613.7e6 / f64::from(43 * 4096) + f64::from(4096 + 4 * 4096 / 256 + 6 * 2048 * 4);
+        assert!((per_token("gate_up_iq2_xxs_tiles") / experts - 1.0).abs() < 1e-4);
+    }
+
+    #[test]
+    fn shorter_passes_read_the_weights_more_often_and_nothing_else() {
+        let model = Model::flash().expect("an outline");
+        let bytes = |pass, kernel: &str| model.work(8192, CHUNK, pass)[kernel].bytes;
+        let once = bytes(CHUNK, "gate_up_iq2_xxs_tiles");
+        let (eight, weights) = (bytes(512, "gate_up_iq2_xxs_tiles"), 47_613.7e6);
+        assert!(((eight - once) / (7.0 * weights) - 1.0).abs() < 1e-4);
+        assert!((bytes(512, "scatter_streams") - bytes(CHUNK, "scatter_streams")).abs() < 1.0);
     }
 }

@@ -1,37 +1,16 @@
 //! One pass through the layers: tokens of one session or of several, beside each other.
 
-use std::ops::Range;
-
 use ds4_gguf::ModelConfig;
-use ds4_kernels::ops::rope::{Rope, Rotation};
-use ds4_kernels_metal::hyper::{self, Mixing};
+use ds4_kernels::ops::rope::Rope;
+use ds4_kernels_metal::hyper;
 use ds4_kernels_metal::{Arena, Buffer, Device, MetalError, Slice, norm};
-use ds4_model::{Kv, KvKind, NewRows, Part};
+use ds4_model::Part;
 
+use crate::chunk::{Chunk, chunks, flat, narrow};
+use crate::forward::mixing;
 use crate::input::Input;
 use crate::load::{Hyper, Layer};
-use crate::session::{Session, copy};
-
-/// Tokens of one session in the pass.
-pub(crate) struct Chunk {
-    /// Where they lie in the pass.
-    pub(crate) range: Range<usize>,
-    /// Position of the first.
-    pub(crate) start: u64,
-    /// Taken out of the KV until the pass has succeeded: what a failed pass has touched is made anew from the host's rows.
-    pub(crate) session: Box<Session>,
-}
-
-impl Chunk {
-    pub(crate) fn end(&self) -> u64 {
-        self.start + self.range.len() as u64
-    }
-
-    /// Groups of `ratio` tokens that the chunk completes.
-    pub(crate) fn groups(&self, ratio: u64) -> Range<u64> {
-        self.start / ratio..self.end() / ratio
-    }
-}
+use crate::missing::{deliver, missing};
 
 /// What the operations of all layers share.
 pub(crate) struct Pass<'a> {
@@ -71,17 +50,6 @@ impl<'a> Pass<'a> {
             Ok((ratio, arena.upload(device, &seen)?))
         };
         let at: Vec<u32> = positions.iter().map(|at| narrow(*at)).collect();
-        let mut next = 0;
-        let mut chunk = |part: &mut Part<'_>| {
-            let start = next;
-            next += part.tokens.len();
-            let session = Session::of(device, config, part.kv, part.tokens.len())?;
-            Ok(Chunk {
-                range: start..next,
-                start: part.kv.frontier(),
-                session,
-            })
-        };
         Ok(Self {
             device,
             arena,
@@ -95,10 +63,7 @@ impl<'a> Pass<'a> {
                 .filter(|ratio| *ratio > 0)
                 .map(seen)
                 .collect::<Result<_, MetalError>>()?,
-            chunks: parts
-                .iter_mut()
-                .map(&mut chunk)
-                .collect::<Result<_, MetalError>>()?,
+            chunks: chunks(device, config, parts)?,
         })
     }
 
@@ -187,136 +152,14 @@ impl<'a> Pass<'a> {
 
     /// Gives every part's KV the rows that came to be, and the device's rows back.
     pub(crate) fn finish(self, parts: &mut [Part<'_>]) -> Result<(), MetalError> {
-        let mut found = Vec::with_capacity(parts.len());
-        for (part, chunk) in parts.iter().zip(&self.chunks) {
-            let wanted = wanted(part.kv, part.tokens.len());
-            let read = |rows: Wanted| Ok((rows.bytes(self.device, &chunk.session)?, rows));
-            found.push(
-                wanted
-                    .into_iter()
-                    .map(read)
-                    .collect::<Result<Vec<_>, MetalError>>()?,
-            );
-        }
-        for ((part, chunk), found) in parts.iter_mut().zip(self.chunks).zip(found) {
-            let new: Vec<NewRows<'_>> = found
-                .iter()
-                .map(|(bytes, rows)| NewRows {
-                    layer: rows.layer,
-                    kind: rows.kind,
-                    first: rows.rows.start,
-                    bytes,
-                })
-                .collect();
-            if let Err(error) = part.kv.extend(part.tokens, &new) {
-                unreachable!("the rows asked for are those that came: {error}");
+        let (wanted, mut bytes) = (missing(parts), Vec::new());
+        for rows in &wanted {
+            let of_kind = &self.chunks[rows.part].session.layers[rows.index][rows.of_layer];
+            for slots in of_kind.segments(rows.rows.clone()) {
+                bytes.extend(self.device.download(of_kind.all().range(slots))?);
             }
-            let mut session = chunk.session;
-            session.frontier = part.kv.frontier();
-            part.kv.on_device().put(*session);
         }
+        deliver(self.chunks, parts, &wanted, &bytes);
         Ok(())
     }
-}
-
-/// Rows of one kind that the host lacks.
-struct Wanted {
-    layer: usize,
-    /// The layer in the session, and the kind in the layer.
-    index: usize,
-    of_layer: usize,
-    kind: KvKind,
-    rows: Range<u64>,
-}
-
-impl Wanted {
-    fn bytes(&self, device: &Device, session: &Session) -> Result<Vec<u8>, MetalError> {
-        let of_kind = &session.layers[self.index][self.of_layer];
-        let mut bytes = Vec::new();
-        for slots in of_kind.segments(self.rows.clone()) {
-            bytes.extend(device.download(of_kind.all().range(slots))?);
-        }
-        Ok(bytes)
-    }
-}
-
-fn wanted(kv: &Kv, tokens: usize) -> Vec<Wanted> {
-    let of_layer = |(index, layer): (usize, usize)| {
-        let kinds = kv.layout().kinds(layer).iter().enumerate();
-        kinds.map(move |(of_layer, kind)| {
-            let rows = kv.missing(layer, *kind, tokens);
-            Wanted {
-                layer,
-                index,
-                of_layer,
-                kind: *kind,
-                rows,
-            }
-        })
-    };
-    kv.span().layers().enumerate().flat_map(of_layer).collect()
-}
-
-/// How a connection's numbers become a mix.
-pub(crate) fn mixing<'a>(config: &ModelConfig, connection: &'a Hyper) -> Mixing<'a> {
-    Mixing {
-        scale: connection.scale.all(),
-        base: connection.base.all(),
-        streams: config.hc.streams,
-        iterations: config.hc.sinkhorn_iterations,
-        eps: config.hc.eps,
-        rms_eps: config.rms_eps,
-    }
-}
-
-/// A ring of a session while a chunk is computed: the session's own for a single token, which overwrites nothing that it sees; otherwise one with
-/// room for the chunk, that starts with the rows `live` and hands its last ones back.
-pub(crate) struct Widened<'s> {
-    pub(crate) bytes: Slice<'s, u8>,
-    own: bool,
-}
-
-impl<'s> Widened<'s> {
-    pub(crate) fn new(
-        pass: &Pass<'s>,
-        own: Slice<'s, u8>,
-        row: usize,
-        live: Range<u64>,
-        slots: usize,
-        tokens: usize,
-    ) -> Result<Self, MetalError> {
-        if tokens == 1 {
-            return Ok(Self {
-                bytes: own,
-                own: true,
-            });
-        }
-        let bytes = pass.take(slots * row)?;
-        copy(pass.device, live, row, own, bytes)?;
-        Ok(Self { bytes, own: false })
-    }
-
-    pub(crate) fn hand_back(
-        &self,
-        pass: &Pass<'_>,
-        own: Slice<'_, u8>,
-        row: usize,
-        last: Range<u64>,
-    ) -> Result<(), MetalError> {
-        if self.own {
-            Ok(())
-        } else {
-            copy(pass.device, last, row, self.bytes, own)
-        }
-    }
-}
-
-fn flat(rotations: impl Iterator<Item = Rotation>) -> Vec<f32> {
-    rotations.flat_map(|rotation| rotation.pairs().to_vec()).collect()
-}
-
-/// Positions are checked against 32 bits before a pass.
-#[allow(clippy::cast_possible_truncation)]
-const fn narrow(position: u64) -> u32 {
-    position as u32
 }

@@ -1,7 +1,7 @@
 //! Attention over the window and the compressed rows: queries, window rows, outputs.
 
 use ds4_kernels::ops::rope::Rotation;
-use ds4_kernels::{Backend, each_row_of_two};
+use ds4_kernels::{Backend, Buffer, each_row_of_two};
 
 use crate::KvKind;
 use crate::graph::Graph;
@@ -17,7 +17,7 @@ impl<B: Backend> Graph<B> {
         weights: &Attention,
         x: &Input<'_, B>,
         pass: &mut Pass<'_, '_>,
-    ) -> Vec<f32> {
+    ) -> Buffer<'_> {
         let mut low = self.project(&weights.q_a, x);
         self.normalise(&mut low, &weights.q_a_norm);
         let low = self.input(&low, weights.q_b.cols());
@@ -44,12 +44,15 @@ impl<B: Backend> Graph<B> {
     }
 
     /// `[tokens][rows]`.
-    pub(crate) fn project(&self, weight: &Weight, x: &Input<'_, B>) -> Vec<f32> {
-        x.times(&weight.stack(self.weights()))
+    pub(crate) fn project(&self, weight: &Weight, x: &Input<'_, B>) -> Buffer<'_> {
+        let matrix = weight.stack(self.weights());
+        let mut y = self.buffers().take(x.tokens() * matrix.rows());
+        x.times(&matrix, &mut y);
+        y
     }
 
     /// `[tokens][heads][head_dim]`, normalised per head and rotated.
-    fn queries(&self, weight: &Weight, low: &Input<'_, B>, rotations: &[Rotation]) -> Vec<f32> {
+    fn queries(&self, weight: &Weight, low: &Input<'_, B>, rotations: &[Rotation]) -> Buffer<'_> {
         let (config, ops) = (self.config(), self.backend().ops());
         let mut queries = self.project(weight, low);
         let width = config.n_head * config.head_dim;
@@ -83,13 +86,13 @@ impl<B: Backend> Graph<B> {
     }
 
     /// Each group of heads through its own rows of the first matrix, then all of them through the second.
-    fn output(&self, weights: &Attention, heads: &[f32]) -> Vec<f32> {
+    fn output(&self, weights: &Attention, heads: &[f32]) -> Buffer<'_> {
         let config = self.config();
         let (groups, width) = (config.o_groups, weights.out_a.cols());
         let tokens = heads.len() / (groups * width);
         let heads = self.input(heads, width);
         let matrix = weights.out_a.stack(self.weights());
-        let mut low = vec![0.0; tokens * matrix.rows()];
+        let mut low = self.buffers().take(tokens * matrix.rows());
         self.backend()
             .matmul_groups(&matrix, groups, heads.for_weights(matrix.format()), &mut low);
         self.project(&weights.out_b, &self.input(&low, matrix.rows()))

@@ -94,7 +94,10 @@ impl<B: Backend> DraftHead<B> {
     /// of the next token.
     fn joined(&self, tokens: &[f32], streams: &[f32]) -> Vec<f32> {
         let (n_embd, count) = (self.block.config().n_embd, self.block.config().hc.streams);
-        let project = |weight, x: &[f32]| self.block.project(weight, &self.block.input(x, weight.cols()));
+        let project = |weight: &Weight, x: &[f32]| {
+            let input = self.block.input(x, weight.cols());
+            self.block.project(weight, &input).to_vec()
+        };
         match &self.join {
             Join::Apart {
                 token,

@@ -1,15 +1,11 @@
 //! The mixture of experts.
 
 use ds4_kernels::ops::experts::{Routing, probabilities};
-use ds4_kernels::{Backend, Choice, Experts};
+use ds4_kernels::{Backend, Buffer, Choice, Experts};
 
 use crate::graph::Graph;
 use crate::layer::{Expert, FeedForward, Router};
 use crate::matrix::Input;
-
-/// Tokens whose expert outputs are held at once: bounds memory at `tokens * n_used * n_embd` values. Tokens do not see each other, so any
-/// number gives the same bits.
-const BATCH: usize = 512;
 
 impl<B: Backend> Graph<B> {
     /// The block's output `[tokens][n_embd]` for its normalised input.
@@ -19,18 +15,9 @@ impl<B: Backend> Graph<B> {
         weights: &FeedForward,
         tokens: &[u32],
         x: &[f32],
-    ) -> Vec<f32> {
-        let n_embd = self.config().n_embd;
-        let mut out = Vec::new();
-        for (tokens, x) in tokens.chunks(BATCH).zip(x.chunks(BATCH * n_embd)) {
-            out.append(&mut self.experts(layer, weights, tokens, x));
-        }
-        out
-    }
-
-    fn experts(&self, layer: usize, weights: &FeedForward, tokens: &[u32], x: &[f32]) -> Vec<f32> {
+    ) -> Buffer<'_> {
         let (n_embd, used) = (self.config().n_embd, self.config().n_used);
-        let input = Input::new(self.backend(), self.numerics(), x, n_embd);
+        let input = self.input(x, n_embd);
         let choices = self.route(weights, tokens, &input);
         let parts = self.chosen(layer, &weights.routed, &choices, &input);
         let everyone = Choice {
@@ -46,7 +33,7 @@ impl<B: Backend> Graph<B> {
     }
 
     /// `[choices][n_embd]`.
-    fn chosen(&self, layer: usize, weights: &Expert, choices: &[Choice], input: &Input<'_, B>) -> Vec<f32> {
+    fn chosen(&self, layer: usize, weights: &Expert, choices: &[Choice], input: &Input<'_, B>) -> Buffer<'_> {
         let (gate, up, down) = (&weights.gate, &weights.up, &weights.down);
         let experts = Experts {
             gate: gate.stack(self.weights()),
@@ -56,7 +43,7 @@ impl<B: Backend> Graph<B> {
             clamp: self.config().clamp[layer],
             form: self.numerics().form(down.format()),
         };
-        let mut out = vec![0.0; choices.len() * self.config().n_embd];
+        let mut out = self.buffers().take(choices.len() * self.config().n_embd);
         let x = input.for_weights(gate.format());
         self.backend().experts(&experts, choices, x, &mut out);
         out
@@ -66,8 +53,9 @@ impl<B: Backend> Graph<B> {
     fn route(&self, weights: &FeedForward, tokens: &[u32], input: &Input<'_, B>) -> Vec<Choice> {
         let config = self.config();
         let (used, scale) = (config.n_used, config.expert_scale);
-        let mut all = input.times(&weights.gate.stack(self.weights()));
-        probabilities(&mut all);
+        let mut all = self.project(&weights.gate, input);
+        self.backend()
+            .each_row(&mut all, config.n_expert, &|_, logits| probabilities(logits));
         let route = |(token, p): (&u32, &[f32])| match &weights.router {
             Router::Scored(bias) => Routing::scored(p, bias.as_deref(), used, scale),
             Router::Hash(table) => {

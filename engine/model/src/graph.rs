@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use ds4_gguf::{Gguf, LayerSpan, ModelConfig, Weights};
-use ds4_kernels::Backend;
 use ds4_kernels::ops::rope::{Rope, Yarn};
+use ds4_kernels::{Backend, Buffers};
 
 use crate::draft::{DraftHead, Drafter};
 use crate::layer::{Hyper, Layer};
@@ -36,6 +36,8 @@ pub struct Graph<B> {
     rope: Rope,
     rope_compressed: Rope,
     draft: Option<Box<DraftHead<B>>>,
+    /// What the pass at hand computes between its products.
+    buffers: Buffers,
 }
 
 impl<B: Backend> Graph<B> {
@@ -86,6 +88,7 @@ impl<B: Backend> Graph<B> {
             rope,
             rope_compressed,
             draft: None,
+            buffers: Buffers::new(),
         })
     }
 
@@ -116,6 +119,7 @@ impl<B: Backend> Graph<B> {
             rope,
             rope_compressed,
             draft: None,
+            buffers: Buffers::new(),
         })
     }
 
@@ -129,6 +133,10 @@ impl<B: Backend> Graph<B> {
 
     pub(crate) fn backend(&self) -> &B {
         &self.backend
+    }
+
+    pub(crate) const fn buffers(&self) -> &Buffers {
+        &self.buffers
     }
 
     pub(crate) const fn config(&self) -> &ModelConfig {
@@ -170,6 +178,12 @@ impl<B: Backend> Graph<B> {
 
     /// All layers of the parts' KV over all their tokens.
     fn pass(&self, parts: &mut [Part<'_>], streams: &mut [f32]) -> Result<(), ModelError> {
+        let done = self.layers_of(parts, streams);
+        self.buffers.clear();
+        done
+    }
+
+    fn layers_of(&self, parts: &mut [Part<'_>], streams: &mut [f32]) -> Result<(), ModelError> {
         let Some(layers) = parts.first().map(|part| part.kv.span().layers()) else {
             return Ok(());
         };
@@ -197,7 +211,8 @@ impl<B: Backend> Graph<B> {
 
     /// The logits of mixed streams `[tokens][n_embd]`.
     pub(crate) fn scores(&self, x: &[f32]) -> Result<Vec<f32>, ModelError> {
-        Ok(self.project(&self.output_head()?.output, &self.input(x, self.config().n_embd)))
+        let input = self.input(x, self.config().n_embd);
+        Ok(self.project(&self.output_head()?.output, &input).to_vec())
     }
 
     pub(crate) fn normalise(&self, rows: &mut [f32], weight: &[f32]) {

@@ -1,14 +1,14 @@
 //! The residual streams around a block.
 
 use ds4_kernels::ops::hyper::{Mixing, head_weights};
-use ds4_kernels::{Backend, each_row_of_two};
+use ds4_kernels::{Backend, Buffer, each_row_of_two};
 
 use crate::graph::Graph;
 use crate::layer::Hyper;
 
 impl<B: Backend> Graph<B> {
     /// What a connection's matrix gives for each token: `[tokens][rows]`.
-    pub(crate) fn hyper_raw(&self, hyper: &Hyper, streams: &[f32]) -> Vec<f32> {
+    pub(crate) fn hyper_raw(&self, hyper: &Hyper, streams: &[f32]) -> Buffer<'_> {
         self.project(&hyper.matrix, &self.input(streams, hyper.matrix.cols()))
     }
 
@@ -26,12 +26,12 @@ impl<B: Backend> Graph<B> {
     }
 
     /// One mix per token, and the block's normalised inputs `[tokens][n_embd]`.
-    pub(crate) fn open(&self, hyper: &Hyper, norm: &[f32], streams: &[f32]) -> (Vec<f32>, Vec<f32>) {
+    pub(crate) fn open(&self, hyper: &Hyper, norm: &[f32], streams: &[f32]) -> (Buffer<'_>, Buffer<'_>) {
         let (ops, config) = (self.backend().ops(), self.config());
         let (width, count) = (config.hidden_width(), config.hc.streams);
         let mixing = self.mixing(hyper);
         let mut mixes = self.hyper_raw(hyper, streams);
-        let mut inputs = vec![0.0; streams.len() / count];
+        let mut inputs = self.buffers().take(streams.len() / count);
         let widths = (config.hc_mix(), config.n_embd);
         each_row_of_two(
             self.backend(),

@@ -120,11 +120,12 @@ impl<'a, B: Backend> Input<'a, B> {
         self.forms[form as usize].get_or_init(|| self.backend.activations(self.values, self.cols, form))
     }
 
-    /// `[tokens][rows]`.
-    pub(crate) fn times(&self, matrix: &Matrix<'_>) -> Vec<f32> {
-        let mut y = vec![0.0; self.values.len() / self.cols * matrix.rows()];
-        self.backend
-            .matmul(matrix, self.for_weights(matrix.format()), &mut y);
-        y
+    /// Writes `[tokens][rows]` to `y`.
+    pub(crate) fn times(&self, matrix: &Matrix<'_>, y: &mut [f32]) {
+        self.backend.matmul(matrix, self.for_weights(matrix.format()), y);
+    }
+
+    pub(crate) const fn tokens(&self) -> usize {
+        self.values.len() / self.cols
     }
 }

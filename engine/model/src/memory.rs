@@ -88,14 +88,23 @@ pub fn available() -> Option<Available> {
     available_in(Path::new("/"))
 }
 
+/// Bytes of the machine's free memory alone: a device that shares it takes its own from there, past the process's cgroups.
+#[must_use]
+pub fn of_machine() -> Option<u64> {
+    of_machine_in(Path::new("/"))
+}
+
+fn of_machine_in(root: &Path) -> Option<u64> {
+    let text = read(&root.join("proc/meminfo"))?;
+    field(&text, "MemAvailable:").map(|kib| kib * 1024)
+}
+
 /// The same below another root, for tests.
 fn available_in(root: &Path) -> Option<Available> {
-    let machine = read(&root.join("proc/meminfo"))
-        .and_then(|text| field(&text, "MemAvailable:"))
-        .map(|kib| Available {
-            bytes: kib * 1024,
-            limit: "free memory of the machine",
-        });
+    let machine = of_machine_in(root).map(|bytes| Available {
+        bytes,
+        limit: "free memory of the machine",
+    });
     let groups = groups(root).into_iter().filter_map(|group| group.left());
     let group = groups.min().map(|bytes| Available {
         bytes,

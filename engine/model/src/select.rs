@@ -203,10 +203,10 @@ impl<B: Backend> Graph<B> {
         });
         #[allow(clippy::cast_precision_loss)] // a few thousand
         let factor = 1.0 / (width as f32).sqrt();
-        let mut weights = self.project(&indexer.heads, x);
+        let mut weights = self.project(&indexer.heads, x).to_vec();
         weights.iter_mut().for_each(|weight| *weight *= factor);
         let form = match self.numerics() {
-            Numerics::Reference => Form::Plain(values),
+            Numerics::Reference => Form::Plain(values.to_vec()),
             Numerics::Canonical => self.code(&mut values),
         };
         Queries {

@@ -5,6 +5,7 @@
 
 mod activation;
 mod backend;
+mod buffers;
 mod dequant;
 mod dot;
 mod format;
@@ -20,6 +21,7 @@ pub mod ops;
 
 pub use activation::{Activations, CodesMut, Form, OFFSET, Q8_BLOCK, Q8K_BLOCK, quantize};
 pub use backend::{Backend, Scalar, each_piece, each_row_of_two, rows_per_task};
+pub use buffers::{Buffer, Buffers};
 pub use dequant::{E2M1_DOUBLED, dequantize_row, half_of_power, widen};
 pub use dot::{LANES, dot_f32, sum_f32};
 pub use format::Format;

@@ -1,9 +1,9 @@
 //! How fast the products are, next to what memory and the multipliers of this machine give.
 //!
-//! `cargo run --release -p ds4-kernels-cpu --example kernels -- [--threads N] [--level scalar|avx2|avx512] [--only PREFIX] [--json]`
+//! `cargo run --release -p ds4-kernels-cpu --example kernels -- [--threads N] [--level scalar|avx2|avx512|amx] [--only PREFIX] [--json]`
 //!
 //! Mat-vec: bytes of weights per second, as a share of the read bandwidth. Tiles: operations (two per multiply-add) per second, as a share
-//! of the peak of the widest integer dot product. With one thread, time is that thread's own (Linux), so that others on the machine disturb
+//! of the peak of the widest integer dot product of vectors (tiles have a higher one, see `Roofline`). With one thread, time is that thread's own (Linux), so that others on the machine disturb
 //! less. Each figure is the best of several rounds; all rounds of all figures are interleaved.
 
 #![allow(clippy::print_stdout, clippy::unwrap_used)]

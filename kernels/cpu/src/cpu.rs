@@ -1,7 +1,7 @@
 //! The back end: kernels of a level, and threads around them.
 
 use ds4_kernels::ops::Ops;
-use ds4_kernels::{Activations, Backend, Choice, Experts, Form, Matrix};
+use ds4_kernels::{Activations, Backend, Buffers, Choice, Experts, Form, Matrix};
 use thiserror::Error;
 
 use crate::kernels::Kernels;
@@ -34,6 +34,8 @@ pub struct Cpu {
     pub(crate) kernels: Kernels,
     pub(crate) ops: &'static Ops,
     pub(crate) pool: Pool,
+    /// Of what an expert computes inside.
+    pub(crate) buffers: Buffers,
 }
 
 impl std::fmt::Debug for Cpu {
@@ -60,6 +62,7 @@ impl Cpu {
             kernels: Kernels::of(asked),
             ops: ops::of(asked),
             pool: Pool::new(threads.unwrap_or_else(placement::limit).max(1))?,
+            buffers: Buffers::new(),
         })
     }
 

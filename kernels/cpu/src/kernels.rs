@@ -6,6 +6,7 @@ use ds4_kernels::{CodesMut, Format, dequantize_row, dot_f32};
 use crate::Level;
 use crate::beside::Beside;
 use crate::operands::{Put, ROWS, Rows, Token};
+use crate::tiled::Tiling;
 
 /// The functions of one level. All of them give the bits of the scalar ones.
 #[derive(Clone, Copy)]
@@ -14,6 +15,8 @@ pub(crate) struct Kernels {
     pub(crate) product: fn(&Rows<'_>, &[Token<'_>], Put<'_>),
     /// Rows of `Q8_0` times tokens beside each other, where a level has that way.
     pub(crate) beside: Option<fn(&Rows<'_>, &Beside, Put<'_>)>,
+    /// Rows times many tokens in tiles, where a level has that way.
+    pub(crate) tiled: Option<Tiling>,
     /// Rows of any format times `f32` tokens.
     pub(crate) plain: fn(&Rows<'_>, &[&[f32]], Put<'_>),
     pub(crate) dot: fn(&[f32], &[f32]) -> f32,
@@ -26,6 +29,7 @@ pub(crate) struct Kernels {
 const SCALAR: Kernels = Kernels {
     product: |rows, tokens, put| by_blocks(rows, tokens, Block::dot, put),
     beside: None,
+    tiled: None,
     plain: |rows, tokens, put| {
         let widen = |bytes: &[u8], out: &mut [f32]| dequantize_row(Format::F16, bytes, out);
         crate::plain::product(rows, tokens, widen, dot_f32, put);
@@ -42,6 +46,8 @@ impl Kernels {
             return SCALAR;
         }
         match level {
+            #[cfg(target_arch = "x86_64")]
+            Level::Amx => crate::amx::KERNELS,
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 => crate::avx512::KERNELS,
             #[cfg(target_arch = "x86_64")]

@@ -11,6 +11,8 @@ pub enum Level {
     Avx2,
     /// AVX-512 (F, BW, VL) with VNNI, VBMI and GFNI: Ice Lake, Zen 4 and later.
     Avx512,
+    /// AVX-512 with AMX's tiles of bytes, where the system gives them: Sapphire Rapids and later, Linux 5.16.
+    Amx,
     /// NEON with the dot-product extension: Graviton 2, Apple M1, Grace and later.
     Neon,
     /// NEON with products of matrices of bytes too: Graviton 3, Apple M2, Grace and later.
@@ -19,7 +21,14 @@ pub enum Level {
 
 impl Level {
     /// Every level; the best that a machine has is the last.
-    pub const ALL: [Self; 5] = [Self::Scalar, Self::Avx2, Self::Avx512, Self::Neon, Self::I8mm];
+    pub const ALL: [Self; 6] = [
+        Self::Scalar,
+        Self::Avx2,
+        Self::Avx512,
+        Self::Amx,
+        Self::Neon,
+        Self::I8mm,
+    ];
 
     /// The best that this machine has.
     #[must_use]
@@ -35,6 +44,7 @@ impl Level {
             Self::Scalar => true,
             Self::Avx2 => avx2(),
             Self::Avx512 => avx2() && avx512(),
+            Self::Amx => avx2() && avx512() && amx(),
             Self::Neon => neon(),
             Self::I8mm => neon() && i8mm(),
         }
@@ -56,6 +66,11 @@ fn avx512() -> bool {
         && has!("avx512vnni")
         && has!("avx512vbmi")
         && has!("gfni")
+}
+
+#[cfg(target_arch = "x86_64")]
+fn amx() -> bool {
+    crate::amx::permitted()
 }
 
 #[cfg(target_arch = "aarch64")]
@@ -88,12 +103,18 @@ const fn avx512() -> bool {
     false
 }
 
+#[cfg(not(target_arch = "x86_64"))]
+const fn amx() -> bool {
+    false
+}
+
 impl fmt::Display for Level {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Scalar => "scalar",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
+            Self::Amx => "amx",
             Self::Neon => "neon",
             Self::I8mm => "i8mm",
         })

@@ -4,6 +4,8 @@
 //! and threads never share a sum.
 
 #[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
 mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -30,6 +32,7 @@ mod pool;
 mod product;
 mod roofline;
 mod shared;
+mod tiled;
 
 pub mod matmuls;
 pub mod peak;

@@ -1,6 +1,6 @@
 //! The experts of a layer: all their row panels are tasks of one region.
 
-use ds4_kernels::{Activations, Backend, Choice, Experts, Matrix};
+use ds4_kernels::{Activations, Backend, Buffer, Choice, Experts, Matrix};
 
 use crate::Cpu;
 use crate::operands::{ROWS, Rows};
@@ -77,9 +77,14 @@ fn groups<'a>(
 }
 
 /// Gate, up and their activation, `[choices][n_ff]`.
-fn activated(cpu: &Cpu, experts: &Experts<'_>, choices: &[Choice], groups: &[Group<'_>]) -> Vec<f32> {
+fn activated<'a>(
+    cpu: &'a Cpu,
+    experts: &Experts<'_>,
+    choices: &[Choice],
+    groups: &[Group<'_>],
+) -> Buffer<'a> {
     let n_ff = experts.gate.rows() / experts.count;
-    let mut inner = vec![0.0; choices.len() * n_ff];
+    let mut inner = cpu.buffers.take(choices.len() * n_ff);
     let shared = Shared::new(&mut inner);
     each_panel(cpu, &experts.gate, n_ff, groups, &|group, first| {
         let [gate, up, _] = experts.one(group.expert);

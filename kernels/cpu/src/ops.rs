@@ -11,7 +11,7 @@ use crate::Level;
 pub(crate) fn of(level: Level) -> &'static Ops {
     #[cfg(target_arch = "x86_64")]
     match level {
-        Level::Avx512 if level.available() => return &avx512::OPS,
+        Level::Amx | Level::Avx512 if level.available() => return &avx512::OPS,
         Level::Avx2 if level.available() => return &avx2::OPS,
         _ => {}
     }

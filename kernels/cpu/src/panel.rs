@@ -68,14 +68,10 @@ impl Panel {
 }
 
 thread_local! {
-    static PANEL: RefCell<(Panel, Vec<[f32; ROWS]>)> = const { RefCell::new((Panel::new(), Vec::new())) };
+    static PANEL: RefCell<Panel> = const { RefCell::new(Panel::new()) };
 }
 
-/// Lends this thread's panel, and sums of so many tokens with its rows: their memory is kept from product to product.
-pub(crate) fn with_panel<R>(tokens: usize, use_it: impl FnOnce(&mut Panel, &mut [[f32; ROWS]]) -> R) -> R {
-    PANEL.with_borrow_mut(|(panel, sums)| {
-        sums.clear();
-        sums.resize(tokens, [0.0; ROWS]);
-        use_it(panel, sums)
-    })
+/// Lends this thread's panel: its memory is kept from product to product.
+pub(crate) fn with_panel<R>(use_it: impl FnOnce(&mut Panel) -> R) -> R {
+    PANEL.with_borrow_mut(use_it)
 }

@@ -1,5 +1,7 @@
 //! A matrix times some tokens, as tasks of a few rows.
 
+use std::sync::OnceLock;
+
 use ds4_kernels::block::GROUP;
 use ds4_kernels::{Activations, Backend, CodesMut, Form, Format, Matrix, Q8_BLOCK, Q8K_BLOCK};
 
@@ -8,6 +10,7 @@ use crate::beside::Beside;
 use crate::kernels::Kernels;
 use crate::operands::{Put, ROWS, Rows, Token, part};
 use crate::shared::Shared;
+use crate::tiled::{Tiled, Tiling};
 
 /// Products below this many multiply-adds stay on the calling thread: handing out tasks takes longer (a microsecond or two).
 const SMALL: usize = 1 << 15;
@@ -16,11 +19,19 @@ const TASKS: usize = 8;
 /// Bytes of weights a task takes at least, where there are enough: claiming one costs some hundred nanoseconds.
 const TASK_BYTES: usize = 32 << 10;
 
+/// Bytes of plain tokens that a task takes: with the rows as floats they leave room in a second cache of 2 MiB (Sapphire Rapids).
+const PIECE_BYTES: usize = 1 << 20;
+/// Plain tokens that a task takes at least, so that unpacking rows for them is little, and of what it takes a multiple: whole tiles of every level.
+const LEAST: usize = 48;
+const MULTIPLE: usize = 12;
+
 /// The tokens of a product, in the form that its kernel takes.
 pub(crate) enum Tokens<'a> {
     Quantised {
         tokens: Vec<Token<'a>>,
         beside: Option<Beside>,
+        /// Made when the first rows need it.
+        tiled: OnceLock<Tiled>,
     },
     Plain(Vec<&'a [f32]>),
 }
@@ -33,7 +44,11 @@ impl<'a> Tokens<'a> {
             Activations::Q8 { block, .. } => {
                 let tokens: Vec<_> = which.map(|i| Token::of(x, i)).collect();
                 let beside = kernels.beside.and_then(|_| Beside::of(&tokens, *block));
-                Self::Quantised { tokens, beside }
+                Self::Quantised {
+                    tokens,
+                    beside,
+                    tiled: OnceLock::new(),
+                }
             }
         }
     }
@@ -41,8 +56,17 @@ impl<'a> Tokens<'a> {
     /// Multiplies `rows` with all tokens.
     pub(crate) fn times(&self, kernels: &Kernels, rows: &Rows<'_>, put: Put<'_>) {
         match self {
-            Self::Quantised { tokens, beside } => match (kernels.beside, beside) {
-                (Some(product), Some(beside)) if rows.format() == Format::Q8_0 => product(rows, beside, put),
+            Self::Quantised {
+                tokens,
+                beside,
+                tiled,
+            } => match (kernels.tiled, kernels.beside, beside) {
+                (Some(tiling), ..) if Tiling::takes(rows.format(), tokens.len()) => {
+                    (tiling.product)(rows, tiled.get_or_init(|| (tiling.prepare)(tokens)), put);
+                }
+                (_, Some(product), Some(beside)) if rows.format() == Format::Q8_0 => {
+                    product(rows, beside, put)
+                }
                 _ => (kernels.product)(rows, tokens, put),
             },
             Self::Plain(tokens) => (kernels.plain)(rows, tokens, put),
@@ -98,30 +122,54 @@ pub(crate) fn matmul(cpu: &Cpu, weights: &Matrix<'_>, groups: usize, x: &Activat
     } else {
         rows_per_task(weights, rows, cpu.threads())
     };
-    let of_group = |group| {
-        Tokens::of(
-            &cpu.kernels,
-            x,
-            (0..tokens).map(move |token| token * groups + group),
-        )
-    };
-    let (x, y): (Vec<_>, _) = ((0..groups).map(of_group).collect(), Shared::new(y));
+    let (pieces, y): (Vec<_>, _) = (pieces(cpu, groups, tokens, x), Shared::new(y));
     let tasks = rows.div_ceil(per_task);
     let task = |task: usize| {
-        let (group, first) = (task / tasks, task % tasks * per_task);
-        let (first, end) = (group * rows + first, group * rows + rows.min(first + per_task));
+        let piece = &pieces[task / tasks];
+        let (start, first) = (piece.group * rows, task % tasks * per_task);
+        let (first, end) = (start + first, start + rows.min(first + per_task));
         for first in (first..end).step_by(ROWS) {
             let panel = Rows::new(weights, first, end);
-            x[group].times(&cpu.kernels, &panel, &mut |token, values| {
-                // SAFETY: a task has rows of its own.
-                store(unsafe { y.slice(token * all + first, panel.count()) }, values);
+            piece.tokens.times(&cpu.kernels, &panel, &mut |token, values| {
+                let at = (piece.first + token) * all + first;
+                // SAFETY: a task has rows and tokens of its own.
+                store(unsafe { y.slice(at, panel.count()) }, values);
             });
         }
     };
     if small {
-        return (0..groups * tasks).for_each(task);
+        return (0..pieces.len() * tasks).for_each(task);
     }
-    cpu.pool.run(groups * tasks, &task);
+    cpu.pool.run(pieces.len() * tasks, &task);
+}
+
+/// Some consecutive tokens of one group of rows.
+struct Piece<'a> {
+    group: usize,
+    first: usize,
+    tokens: Tokens<'a>,
+}
+
+/// The tokens of every group: plain ones as many at a time as a cache holds, others all together.
+fn pieces<'a>(cpu: &Cpu, groups: usize, tokens: usize, x: &'a Activations<'_>) -> Vec<Piece<'a>> {
+    let most = match x {
+        Activations::F32 { cols, .. } => (PIECE_BYTES / (4 * cols).max(1))
+            .max(LEAST)
+            .next_multiple_of(MULTIPLE),
+        Activations::Q8 { .. } => tokens,
+    };
+    let piece = |first: usize, group: usize| {
+        let which = (first..tokens.min(first + most)).map(|token| token * groups + group);
+        Piece {
+            group,
+            first,
+            tokens: Tokens::of(&cpu.kernels, x, which),
+        }
+    };
+    (0..tokens)
+        .step_by(most)
+        .flat_map(|first| (0..groups).map(move |group| piece(first, group)))
+        .collect()
 }
 
 /// The activations in `form`, threads over tokens.

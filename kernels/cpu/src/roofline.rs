@@ -10,6 +10,9 @@ const BUFFER_BYTES: usize = 512 << 20;
 const ROUNDS: usize = 5;
 /// Steps of the multiply loop in one round: about 50 ms at 2.6 GHz with AVX-512.
 const STEPS: usize = 10_000_000;
+/// Turns of the tiles' loop, for as long: a turn takes 64 cycles.
+#[cfg(target_arch = "x86_64")]
+const TURNS: usize = 2_000_000;
 
 /// Measured peaks of some threads together.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -20,10 +23,12 @@ pub struct Roofline {
     pub read: f64,
     /// Bytes per second that they copied: each counts once, though it is read and written.
     pub copy: f64,
-    /// 8-bit integer operations per second out of registers; a multiply and an add are two.
+    /// 8-bit integer operations per second out of vector registers; a multiply and an add are two.
     pub int8: f64,
     /// The instruction of the 8-bit loop.
     pub int8_with: &'static str,
+    /// The same out of tile registers, where there are any. Only formats whose blocks are long come near: integers must become floats too.
+    pub tiles: Option<f64>,
 }
 
 impl Roofline {
@@ -36,14 +41,30 @@ impl Roofline {
         let amount = (operations * STEPS * threads) as f64;
         let int8 = amount / best(threads, |_| multiply, |multiply| multiply(STEPS));
         let (read, copy) = memory(threads);
+        let tiles = tiles(threads);
         Self {
             threads,
             read,
             copy,
             int8,
             int8_with,
+            tiles,
         }
     }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[allow(clippy::cast_precision_loss)] // a few times 10^12
+fn tiles(threads: usize) -> Option<f64> {
+    use crate::amx::{OPERATIONS_PER_TURN, turns};
+    let amount = (OPERATIONS_PER_TURN * TURNS * threads) as f64;
+    let seconds = || best(threads, |_| (), |()| turns(TURNS));
+    crate::Level::Amx.available().then(|| amount / seconds())
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+const fn tiles(_threads: usize) -> Option<f64> {
+    None
 }
 
 #[allow(clippy::cast_precision_loss)] // bytes of a buffer

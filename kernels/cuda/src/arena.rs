@@ -23,7 +23,9 @@ pub struct Mark {
 
 impl Arena {
     /// Smallest block asked from the device, in bytes.
-    pub const BLOCK: usize = 16 << 20;
+    const BLOCK: usize = 16 << 20;
+    /// Bytes that the first pass takes at least.
+    pub const FIRST: usize = Self::BLOCK;
 
     /// `len` elements of undefined content.
     ///

@@ -64,7 +64,7 @@ pub fn present() -> bool {
     unsafe { sys::is_culib_present() }
 }
 
-/// An open device: one stream of work, in the order of the calls, and one of copies to the host beside it.
+/// An open device: one stream of work, in the order of the calls, and one of copies beside it.
 #[derive(Debug)]
 pub struct Device {
     context: Arc<CudaContext>,
@@ -94,7 +94,7 @@ impl Device {
             return Err(CudaError::NoDevice { ordinal, count });
         }
         let context = CudaContext::new(ordinal).map_err(CudaError::of("cuDevicePrimaryCtxRetain"))?;
-        // SAFETY: all work is on one stream, so no event has to order reads after writes; copies to the host order themselves.
+        // SAFETY: all work is on one stream, so no event has to order reads after writes; copies beside it order themselves.
         unsafe { context.disable_event_tracking() };
         let facts = facts(&context)?;
         let functions = load(&context, &facts)?;
@@ -124,7 +124,7 @@ impl Device {
         &self.stream
     }
 
-    /// The stream of copies to the host.
+    /// The stream of copies: of weights to the device at first, of rows to the host later.
     pub(crate) const fn copies(&self) -> &Arc<CudaStream> {
         &self.copies
     }
@@ -157,7 +157,7 @@ impl Device {
             Err(error) if error.0 == CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
                 let (free, total) = self.memory()?;
                 Err(CudaError::Memory {
-                    what,
+                    what: what.into(),
                     asked: bytes as u64,
                     free,
                     total,

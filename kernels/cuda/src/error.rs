@@ -1,5 +1,7 @@
 //! What can be wrong with a device or a request to it.
 
+use std::borrow::Cow;
+
 use cudarc::driver::DriverError;
 use cudarc::driver::sys::CUresult;
 use thiserror::Error;
@@ -41,7 +43,7 @@ pub enum CudaError {
     #[error("device memory: {what} takes {asked} bytes, {free} of {total} are free")]
     Memory {
         /// What it was for.
-        what: &'static str,
+        what: Cow<'static, str>,
         /// Bytes asked for.
         asked: u64,
         /// Bytes free.
@@ -75,6 +77,14 @@ pub enum CudaError {
         /// What was asked for.
         call: &'static str,
     },
+    /// A call that concerns graphs and that the driver refused.
+    #[error("{call}: {source}; --cuda-graph off decodes without graphs, with the same bits")]
+    Graph {
+        /// The call.
+        call: &'static str,
+        /// What the driver said.
+        source: DriverError,
+    },
     /// A call that the driver refused.
     #[error("{call}: {source}")]
     Driver {
@@ -89,7 +99,7 @@ impl CudaError {
     /// Whether the context is beyond repair: every later call will fail, and only a new process helps.
     #[must_use]
     pub fn is_sticky(&self) -> bool {
-        let Self::Driver { source, .. } = self else {
+        let (Self::Driver { source, .. } | Self::Graph { source, .. }) = self else {
             return false;
         };
         // Errors of this process's use of the API; what is not among them comes from the device.
@@ -100,7 +110,20 @@ impl CudaError {
                 | CUresult::CUDA_ERROR_INVALID_DEVICE
                 | CUresult::CUDA_ERROR_NOT_FOUND
                 | CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU
+                | CUresult::CUDA_ERROR_NOT_PERMITTED
+                | CUresult::CUDA_ERROR_NOT_SUPPORTED
         )
+    }
+
+    /// Names the call of a driver's answer about graphs. A device that broke is none of theirs.
+    pub(crate) fn of_graph(call: &'static str) -> impl Fn(DriverError) -> Self {
+        move |source| {
+            let refused = Self::Graph { call, source };
+            if refused.is_sticky() {
+                return Self::Driver { call, source };
+            }
+            refused
+        }
     }
 
     /// Names the call of a driver's answer.

@@ -96,6 +96,39 @@ impl Drop for Noting {
 #[derive(Debug, Default)]
 pub struct Graphs(BTreeMap<usize, Vec<Graph>>);
 
+impl Graphs {
+    /// Graphs that may come to be kept for a place.
+    pub const MOST: usize = MOST;
+
+    /// Makes, changes and runs `count` graphs of `nodes` launches that do nothing, and drops them: how many bytes of the device they took.
+    ///
+    /// # Errors
+    /// When the driver refuses what decoding by graphs needs.
+    pub fn trial(device: &Device, count: usize, nodes: usize) -> Result<u64, CudaError> {
+        let [from, to] = [0; 2].map(|_| device.upload("graphs", &[0_u64; 2]));
+        let (from, to, bytes) = (from?, to?, device.upload("graphs", &[0_u32; 2])?);
+        let launch = |blocks| {
+            let shape = Shape::blocks(blocks, 32);
+            device.copy_segments(shape, from.all().into(), to.all().into(), bytes.all().into())
+        };
+        // What the first launch of a kernel takes is not the graphs'.
+        launch(1)?;
+        device.wait()?;
+        let mut graphs = Self::default();
+        let (before, _) = device.memory()?;
+        for place in 0..count {
+            device.replay(&mut graphs, place, || (0..nodes).try_for_each(|_| launch(1)))?;
+        }
+        device.wait()?;
+        let (after, _) = device.memory()?;
+        for blocks in [0, 2] {
+            device.replay(&mut graphs, 0, || (0..nodes).try_for_each(|_| launch(blocks)))?;
+        }
+        device.wait()?;
+        Ok(before.saturating_sub(after))
+    }
+}
+
 impl Device {
     /// Submits what `work` launches as one graph. It may launch kernels and take memory, nothing else.
     ///
@@ -124,7 +157,7 @@ impl Device {
         // SAFETY: both handles are alive; what the nodes touch was checked when they were noted.
         unsafe { sys::cuGraphLaunch(graph.exec, self.stream().cu_stream()) }
             .result()
-            .map_err(CudaError::of("cuGraphLaunch"))?;
+            .map_err(CudaError::of_graph("cuGraphLaunch"))?;
         kept.push(graph);
         if kept.len() > MOST {
             kept.remove(0);
@@ -159,14 +192,14 @@ impl Graph {
         // SAFETY: writes one handle, which is destroyed with `made`.
         unsafe { sys::cuGraphCreate(&raw mut made.graph, 0) }
             .result()
-            .map_err(CudaError::of("cuGraphCreate"))?;
+            .map_err(CudaError::of_graph("cuGraphCreate"))?;
         for launch in 0..made.now.launches.len() {
             made.add(launch)?;
         }
         // SAFETY: as above; the graph is complete.
         unsafe { sys::cuGraphInstantiateWithFlags(&raw mut made.exec, made.graph, 0) }
             .result()
-            .map_err(CudaError::of("cuGraphInstantiate"))?;
+            .map_err(CudaError::of_graph("cuGraphInstantiate"))?;
         for (launch, node) in made.now.launches.iter().zip(&made.nodes) {
             if launch.shape.is_empty() {
                 made.enable(*node, false)?;
@@ -193,7 +226,7 @@ impl Graph {
                 }
             })
             .result()
-            .map_err(CudaError::of(of.name))?;
+            .map_err(CudaError::of_graph(of.name))?;
         self.nodes.push(node);
         Ok(())
     }
@@ -217,7 +250,7 @@ impl Graph {
                         unsafe { sys::cuGraphExecKernelNodeSetParams_v2(exec, *node, parameters) }
                     })
                     .result()
-                    .map_err(CudaError::of("cuGraphExecKernelNodeSetParams"))?;
+                    .map_err(CudaError::of_graph("cuGraphExecKernelNodeSetParams"))?;
             }
             if was != is {
                 self.enable(*node, is)?;
@@ -231,7 +264,7 @@ impl Graph {
         // SAFETY: a node of the graph that this was made of.
         unsafe { sys::cuGraphNodeSetEnabled(self.exec, node, u32::from(on)) }
             .result()
-            .map_err(CudaError::of("cuGraphNodeSetEnabled"))
+            .map_err(CudaError::of_graph("cuGraphNodeSetEnabled"))
     }
 }
 

@@ -11,10 +11,14 @@ mod device;
 mod error;
 mod graph;
 mod launch;
+mod pinned;
 mod readback;
 mod segments;
+mod uploads;
 
 // Host code that reads the same for every device.
+#[path = "../../device/chosen.rs"]
+mod chosen;
 #[path = "../../device/compressor.rs"]
 pub mod compressor;
 #[path = "../../device/hyper.rs"]
@@ -45,3 +49,4 @@ use launch::Shape;
 pub use launch::{Signature, TABLE};
 pub use readback::{Readback, Staging};
 pub use segments::Segments;
+pub use uploads::{Uploads, Way};

@@ -2,11 +2,8 @@
 
 use ds4_kernels::{Format, Matrix};
 
-use crate::launch::Shape;
+use crate::uploads::{Split, Uploads};
 use crate::{Buffer, CudaError, Device, Slice};
-
-/// How much of a matrix is copied at a time: bounds the staging memory.
-const PART: usize = 64 << 20;
 
 /// A matrix `[rows][cols]` on the device. Quantised blocks lie in two arrays, scales apart from codes, so that codes are aligned; it takes the bytes
 /// that it takes in the file.
@@ -44,40 +41,33 @@ const fn head(format: Format) -> (usize, usize) {
 }
 
 impl Weights {
-    /// Copies a matrix of the file to the device.
+    /// Copies a matrix to the device.
     ///
     /// # Errors
     /// When there is no room or a copy fails.
     pub fn upload(device: &Device, matrix: &Matrix<'_>) -> Result<Self, CudaError> {
-        let format = matrix.format();
+        let (bytes, quiet) = (matrix.data().len(), &mut |_| {});
+        let mut uploads = Uploads::new(device, bytes, quiet)?;
+        let weights = Self::through(&mut uploads, matrix)?;
+        uploads.finish()?;
+        Ok(weights)
+    }
+
+    /// Copies a matrix to the device, one of many: it is there for what is submitted from now on. The matrix may be dropped when this returns.
+    ///
+    /// # Errors
+    /// As [`Weights::upload`].
+    pub fn through(uploads: &mut Uploads<'_>, matrix: &Matrix<'_>) -> Result<Self, CudaError> {
+        let (format, device) = (matrix.format(), uploads.device());
         let (at, head) = head(format);
         let (block, bytes) = (format.block_bytes(), matrix.data().len());
         let heads = device.allocate("weights", bytes / block * head)?;
         let body = device.allocate("weights", bytes / block * (block - head))?;
         if head == 0 {
-            device.write(matrix.data(), body.all())?;
+            uploads.write(matrix.data(), body.all())?;
         } else {
-            let part = PART / block * block;
-            let staging = device.allocate("staging of weights", part.min(bytes))?;
-            for (number, data) in matrix.data().chunks(part).enumerate() {
-                let (from, count) = (number * (part / block), data.len() / block);
-                let blocks = staging.all().range(0..data.len());
-                device.write(data, blocks)?;
-                #[allow(clippy::cast_possible_truncation)] // a block has a few hundred bytes
-                device.split_blocks(
-                    Shape::threads(data.len(), 256),
-                    blocks.into(),
-                    heads.all().range(from * head..(from + count) * head).into(),
-                    body.all()
-                        .range(from * (block - head)..(from + count) * (block - head))
-                        .into(),
-                    data.len() as u64,
-                    block as u32,
-                    at as u32,
-                    head as u32,
-                )?;
-            }
-            device.wait()?;
+            let split = Split { block, at, head };
+            uploads.blocks(matrix.data(), split, heads.all(), body.all())?;
         }
         Ok(Self {
             format,

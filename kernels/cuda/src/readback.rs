@@ -1,58 +1,16 @@
 //! Copies to the host beside the computing.
 
-use std::fmt;
 use std::sync::Arc;
 
-use cudarc::driver::{CudaContext, CudaStream, result};
+use cudarc::driver::{CudaStream, result};
 
 use crate::graph::not_noted;
+use crate::pinned::Pinned;
 use crate::{CudaError, Device, Slice};
 
 /// Host memory that copies reach while the host goes on; it grows to what was asked of it and stays.
 #[derive(Debug, Default)]
 pub struct Staging(Option<Pinned>);
-
-/// Page-locked bytes.
-struct Pinned {
-    context: Arc<CudaContext>,
-    address: *mut u8,
-    len: usize,
-}
-
-// SAFETY: plain memory, owned.
-unsafe impl Send for Pinned {}
-// SAFETY: as above; it is written through the device only, under an exclusive borrow.
-unsafe impl Sync for Pinned {}
-
-impl Pinned {
-    fn new(device: &Device, len: usize) -> Result<Self, CudaError> {
-        device.bind()?;
-        // SAFETY: no flags: memory that the host reads at full speed (write-combined memory would not be).
-        let address = unsafe { result::malloc_host(len, 0) }.map_err(CudaError::of("cuMemHostAlloc"))?;
-        // SAFETY: `len` bytes that are ours; none may be read that was not written.
-        unsafe { address.cast::<u8>().write_bytes(0, len) };
-        Ok(Self {
-            context: device.context().clone(),
-            address: address.cast(),
-            len,
-        })
-    }
-}
-
-impl Drop for Pinned {
-    fn drop(&mut self) {
-        if self.context.bind_to_thread().is_ok() {
-            // SAFETY: allocated above, and nobody borrows it. A failure leaks it.
-            let _ = unsafe { result::free_host(self.address.cast()) };
-        }
-    }
-}
-
-impl fmt::Debug for Pinned {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} pinned bytes", self.len)
-    }
-}
 
 /// Copies of one pass to the host, on a stream of their own: each waits for the work that was submitted before it, and what is submitted after it
 /// does not wait for the copy.
@@ -72,7 +30,7 @@ impl<'a> Readback<'a> {
     /// When the host has no room to lock.
     pub fn new(device: &'a Device, staging: &'a mut Staging, bytes: usize) -> Result<Self, CudaError> {
         let pinned = match staging.0.take() {
-            Some(pinned) if pinned.len >= bytes => pinned,
+            Some(pinned) if pinned.len() >= bytes => pinned,
             smaller => {
                 drop(smaller);
                 // A power of two: sessions that grow do not ask again and again.
@@ -94,7 +52,7 @@ impl<'a> Readback<'a> {
     /// When there is no room for it or a call fails.
     pub fn copy(&mut self, from: Slice<'_, u8>) -> Result<(), CudaError> {
         not_noted("copy to the host")?;
-        let (len, free) = (from.len(), self.staging.len - self.used);
+        let (len, free) = (from.len(), self.staging.len() - self.used);
         if len > free {
             return Err(CudaError::Shape {
                 operation: "copy to the host",
@@ -110,8 +68,8 @@ impl<'a> Readback<'a> {
             .join(self.device.stream())
             .map_err(CudaError::of("cuStreamWaitEvent"))?;
         self.pending = true;
-        // SAFETY: `used + len` is within the staging, checked above; nobody reads it before the stream was waited for.
-        let to = unsafe { std::slice::from_raw_parts_mut(self.staging.address.add(self.used), len) };
+        // Nobody reads it before the stream was waited for.
+        let to = self.staging.part_mut(self.used..self.used + len);
         // SAFETY: the slice has as many bytes, and the destination outlives the copy: dropping this waits for it.
         unsafe { result::memcpy_dtoh_async(to, from.address(), self.stream.cu_stream()) }
             .map_err(CudaError::of("cuMemcpyDtoHAsync"))?;
@@ -125,8 +83,7 @@ impl<'a> Readback<'a> {
     /// When a copy, or work before it, failed.
     pub fn bytes(&mut self) -> Result<&[u8], CudaError> {
         self.wait()?;
-        // SAFETY: written when the staging was made and by copies that are done.
-        Ok(unsafe { std::slice::from_raw_parts(self.staging.address, self.used) })
+        Ok(self.staging.part(0..self.used))
     }
 
     fn wait(&mut self) -> Result<(), CudaError> {

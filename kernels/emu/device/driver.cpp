@@ -32,6 +32,7 @@ enum : Result {
     INVALID_DEVICE = 101,
     NOT_FOUND = 500,
     LAUNCH_FAILED = 719,
+    NOT_SUPPORTED = 801,
 };
 
 std::recursive_mutex lock;
@@ -51,13 +52,23 @@ struct Function {
     const simt::Entry* entry;
 };
 
-size_t counts[3];  // graphs instantiated, launches of graphs, nodes changed
+size_t counts[4];  // graphs instantiated, launches of graphs, nodes changed, nodes of the largest graph
 bool deaf = false;  // streams do not wait for events, nodes of graphs not for those that they follow
+bool hasty = false;  // the host does not wait for events
+bool unified = false;  // device and host share their memory
+std::string lacking;  // calls whose names begin so are not supported; empty: all are
+size_t lockable = SIZE_MAX;  // host memory that may be page-locked at a time
+size_t locked = 0;
 auto& pinned = *new std::map<const char*, size_t>;  // host memory that copies reach while the host goes on
 
 Result refused(const std::string& why) {
     reason = why;
     return INVALID_VALUE;
+}
+
+Result out_of_memory(size_t bytes) {
+    reason = std::to_string(bytes) + " bytes were asked for, " + std::to_string(simt::capacity() - simt::in_use()) + " are free";
+    return OUT_OF_MEMORY;
 }
 
 // Puts the step behind the stream's others. What fails is told by this call, or by a later one when the step is not yet due.
@@ -80,6 +91,13 @@ bool is_pinned(const void* at, size_t bytes) {
     if (next == pinned.begin()) return false;
     const auto& [start, size] = *--next;
     return static_cast<const char*>(at) + bytes <= start + size;
+}
+
+// Whether the driver was told not to know the call.
+bool lacks(const std::string& call) {
+    const bool lacks = !lacking.empty() && call.compare(0, lacking.size(), lacking) == 0;
+    if (lacks) reason = "operation not supported";
+    return lacks;
 }
 
 // A call that is refused because a test asked for that.
@@ -168,14 +186,27 @@ extern "C" __attribute__((visibility("default"))) void ds4EmulatorReset() {
     sticky = SUCCESS;
     reason.clear();
     failing.clear();
+    counts[3] = 0;
 }
 // Bit n: work on the n-th stream that was created is done when it is waited for, as late as can be. On others it is done at once.
 extern "C" __attribute__((visibility("default"))) void ds4EmulatorLate(unsigned long long streams) { CALL; simt::set_late(streams); }
 // Streams no longer wait for events, nor nodes of graphs for those that they follow: a fault to be found.
 extern "C" __attribute__((visibility("default"))) void ds4EmulatorDeaf(unsigned long long on) { CALL; deaf = on != 0; }
-// Graphs instantiated, launches of graphs, and nodes changed, since the process began.
-extern "C" __attribute__((visibility("default"))) void ds4EmulatorGraphs(size_t* three) { CALL; std::copy(counts, counts + 3, three); }
+// The host no longer waits for events: a fault to be found.
+extern "C" __attribute__((visibility("default"))) void ds4EmulatorHasty(unsigned long long on) { CALL; hasty = on != 0; }
+// Graphs instantiated, launches of graphs, and nodes changed, since the process began; nodes of the largest graph since `ds4EmulatorReset`.
+extern "C" __attribute__((visibility("default"))) void ds4EmulatorGraphs(size_t* four) { CALL; std::copy(counts, counts + 4, four); }
+// Bytes of the device that each node of an instantiated graph takes from now on.
+extern "C" __attribute__((visibility("default"))) void ds4EmulatorNode(size_t bytes) { CALL; simt::Exec::bytes_of_node = bytes; }
 extern "C" __attribute__((visibility("default"))) void ds4EmulatorMemory(size_t bytes) { CALL; simt::set_capacity(bytes); }
+// Bytes of host memory that may be page-locked at a time; more is refused.
+extern "C" __attribute__((visibility("default"))) void ds4EmulatorLockable(size_t bytes) { CALL; lockable = bytes; }
+// Bytes that are page-locked now.
+extern "C" __attribute__((visibility("default"))) size_t ds4EmulatorLocked() { CALL; return locked; }
+// Whether a device that is opened from now on shares the host's memory.
+extern "C" __attribute__((visibility("default"))) void ds4EmulatorUnified(unsigned long long on) { CALL; unified = on != 0; }
+// Calls whose names begin so answer that they are not supported; an empty name ends it.
+extern "C" __attribute__((visibility("default"))) void ds4EmulatorLacks(const char* calls) { CALL; lacking = calls; }
 // From now on the first byte that this kernel changes is wrong by one bit after every launch; an empty name ends it.
 extern "C" __attribute__((visibility("default"))) void ds4EmulatorSpoil(const char* kernel) { CALL; spoiled = kernel; }
 // The launch of this kernel after so many others fails.
@@ -211,6 +242,8 @@ static size_t no_room_once = SIZE_MAX;
 // What a program that finds this library as its driver cannot ask for by calls.
 API cuInit(unsigned) {
     if (const char* bytes = std::getenv("DS4_EMU_MEMORY")) ds4EmulatorMemory(std::strtoull(bytes, nullptr, 10));
+    if (const char* bytes = std::getenv("DS4_EMU_LOCKABLE")) ds4EmulatorLockable(std::strtoull(bytes, nullptr, 10));
+    if (const char* calls = std::getenv("DS4_EMU_LACKS")) ds4EmulatorLacks(calls);
     if (const char* fault = std::getenv("DS4_EMU_FAIL")) {
         const std::string text = fault;
         const size_t colon = text.find(':');
@@ -242,10 +275,11 @@ API cuDeviceGetAttribute(int* value, int attribute, int) {
         case 8: *value = 48 * 1024; break;  // shared memory per block without opting in
         case 10: *value = 32; break;     // warp
         case 16: *value = 2; break;      // multiprocessors
+        case 18: *value = unified; break;  // integrated
         case 75: *value = 9; break;      // compute capability
         case 76: *value = 0; break;
         case 97: *value = 227 * 1024; break;  // shared memory per block when opted in
-        default: *value = 0;             // among them: no memory pools, not integrated
+        default: *value = 0;             // among them: no memory pools
     }
     return SUCCESS;
 }
@@ -274,7 +308,11 @@ API cuEventRecord(void* event, void* stream) {
     static_cast<simt::Event*>(event)->mark = simt::record(simt::stream(stream));
     return sticky;
 }
-API cuEventSynchronize(void* event) { CALL; simt::finish(static_cast<simt::Event*>(event)->mark); return sticky; }
+API cuEventSynchronize(void* event) {
+    CALL;
+    if (!hasty) simt::finish(static_cast<simt::Event*>(event)->mark);
+    return sticky;
+}
 API cuEventQuery(void* event) { return cuEventSynchronize(event); }
 API cuEventElapsedTime_v2(float* milliseconds, void* from, void* to) {
     const auto &a = static_cast<simt::Event*>(from)->mark->at, &b = static_cast<simt::Event*>(to)->mark->at;
@@ -284,7 +322,12 @@ API cuEventElapsedTime_v2(float* milliseconds, void* from, void* to) {
 API cuEventElapsedTime(float* milliseconds, void* from, void* to) { return cuEventElapsedTime_v2(milliseconds, from, to); }
 
 // ---- graphs ----
-API cuGraphCreate(void** out, unsigned) { *out = new simt::Graph; return SUCCESS; }
+API cuGraphCreate(void** out, unsigned) {
+    CALL;
+    if (lacks("cuGraphCreate")) return NOT_SUPPORTED;
+    *out = new simt::Graph;
+    return SUCCESS;
+}
 API cuGraphAddKernelNode_v2(void** out, void* graph, void* const* before, size_t count, const NodeParameters* parameters) {
     CALL;
     auto launch = noted(*parameters);
@@ -294,13 +337,18 @@ API cuGraphAddKernelNode_v2(void** out, void* graph, void* const* before, size_t
 }
 API cuGraphInstantiateWithFlags(void** out, void* graph, unsigned long long) {
     CALL;
+    if (lacks("cuGraphInstantiate")) return NOT_SUPPORTED;
     if (asked_to_fail("cuGraphInstantiate")) return refused("cuGraphInstantiate: a fault that was asked for");
+    auto exec = std::make_unique<simt::Exec>(*static_cast<simt::Graph*>(graph));
+    if (!exec->has_room()) return out_of_memory(exec->bytes());
     counts[0]++;
-    *out = new simt::Exec(*static_cast<simt::Graph*>(graph));
+    counts[3] = std::max(counts[3], exec->nodes());
+    *out = exec.release();
     return sticky;
 }
 API cuGraphExecKernelNodeSetParams_v2(void* exec, void* node, const NodeParameters* parameters) {
     CALL;
+    if (lacks("cuGraphExecKernelNodeSetParams")) return NOT_SUPPORTED;
     if (asked_to_fail("cuGraphExecKernelNodeSetParams")) return refused("cuGraphExecKernelNodeSetParams: a fault that was asked for");
     auto launch = noted(*parameters);
     if (launch == nullptr) return INVALID_VALUE;
@@ -309,16 +357,18 @@ API cuGraphExecKernelNodeSetParams_v2(void* exec, void* node, const NodeParamete
 }
 API cuGraphNodeSetEnabled(void* exec, void* node, unsigned on) {
     CALL;
+    if (lacks("cuGraphNodeSetEnabled")) return NOT_SUPPORTED;
     return static_cast<simt::Exec*>(exec)->enable(node, on != 0) ? sticky : refused("a node that the graph does not have");
 }
 API cuGraphLaunch(void* exec, void* stream) {
     CALL;
+    if (lacks("cuGraphLaunch")) return NOT_SUPPORTED;
     counts[1]++;
     for (auto& launch : static_cast<simt::Exec*>(exec)->order())
         if (const Result result = submit(stream, [launch] { run(*launch); }); result != SUCCESS) return result;
     return sticky;
 }
-API cuGraphExecDestroy(void* exec) { delete static_cast<simt::Exec*>(exec); return SUCCESS; }
+API cuGraphExecDestroy(void* exec) { CALL; delete static_cast<simt::Exec*>(exec); return SUCCESS; }
 API cuGraphDestroy(void* graph) { delete static_cast<simt::Graph*>(graph); return SUCCESS; }
 
 // ---- memory ----
@@ -328,14 +378,18 @@ API cuMemAlloc_v2(Pointer* out, size_t bytes) {
     if (bytes == 0) return refused("an allocation of 0 bytes");
     if (bytes >= no_room_once) no_room_once = SIZE_MAX;
     else if ((*out = simt::allocate(bytes)) != 0) return SUCCESS;
-    reason = std::to_string(bytes) + " bytes were asked for, " + std::to_string(simt::capacity() - simt::in_use()) + " are free";
-    return OUT_OF_MEMORY;
+    return out_of_memory(bytes);
 }
 API cuMemFree_v2(Pointer at) { CALL; simt::finish_all(); return simt::release(at) ? SUCCESS : refused("free of an address that was not allocated"); }
 API cuMemHostAlloc(void** out, size_t bytes, unsigned) {
     CALL;
+    if (bytes > lockable - std::min(locked, lockable)) {
+        reason = std::to_string(bytes) + " bytes cannot be page-locked";
+        return OUT_OF_MEMORY;
+    }
     *out = std::aligned_alloc(4096, (bytes + 4095) / 4096 * 4096);
     if (*out == nullptr) return OUT_OF_MEMORY;
+    locked += bytes;
     std::memset(*out, 0xff, bytes);  // what nobody wrote is a NaN here too
     pinned[static_cast<char*>(*out)] = bytes;
     return SUCCESS;
@@ -343,7 +397,10 @@ API cuMemHostAlloc(void** out, size_t bytes, unsigned) {
 API cuMemFreeHost(void* at) {
     CALL;
     simt::finish_all();
-    if (pinned.erase(static_cast<char*>(at)) == 0) return refused("free of host memory that was not allocated");
+    const auto found = pinned.find(static_cast<char*>(at));
+    if (found == pinned.end()) return refused("free of host memory that was not allocated");
+    locked -= found->second;
+    pinned.erase(found);
     std::free(at);
     return SUCCESS;
 }
@@ -406,6 +463,7 @@ API cuGetErrorName(int error, const char** out) {
         case INVALID_DEVICE: *out = "CUDA_ERROR_INVALID_DEVICE"; break;
         case NOT_FOUND: *out = "CUDA_ERROR_NOT_FOUND"; break;
         case LAUNCH_FAILED: *out = "CUDA_ERROR_LAUNCH_FAILED"; break;
+        case NOT_SUPPORTED: *out = "CUDA_ERROR_NOT_SUPPORTED"; break;
         default: *out = "CUDA_ERROR_UNKNOWN";
     }
     return SUCCESS;

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <set>
 
+#include "memory.h"
+
 namespace simt {
 
 void* Graph::add(std::shared_ptr<Launch> launch, std::vector<void*> before) {
@@ -14,11 +16,17 @@ void* Graph::add(std::shared_ptr<Launch> launch, std::vector<void*> before) {
     return nodes_.back().get();
 }
 
-Exec::Exec(const Graph& graph) {
+size_t Exec::bytes_of_node = 0;
+
+Exec::Exec(const Graph& graph) : bytes_(graph.nodes_.size() * bytes_of_node), memory_(allocate(bytes_)) {
     for (const auto& node : graph.nodes_) {
         handles_.push_back(node.get());
         nodes_.push_back(*node);
     }
+}
+
+Exec::~Exec() {
+    if (memory_ != 0) release(memory_);
 }
 
 Node* Exec::find(void* handle) {

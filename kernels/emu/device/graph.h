@@ -1,5 +1,6 @@
 // Graphs of kernel launches.
 #pragma once
+#include <cstdint>
 #include <memory>
 #include <vector>
 
@@ -31,10 +32,18 @@ private:
     std::vector<std::shared_ptr<Node>> nodes_;
 };
 
-// What was instantiated of a graph: nodes keep their handles, and get launches of their own.
+// What was instantiated of a graph: nodes keep their handles, and get launches of their own. It takes memory of the device, as a driver's does.
 class Exec {
 public:
+    static size_t bytes_of_node;
+
     explicit Exec(const Graph&);
+    ~Exec();
+    Exec(const Exec&) = delete;
+    size_t nodes() const { return nodes_.size(); }
+    size_t bytes() const { return bytes_; }
+    // Whether the device had its bytes.
+    bool has_room() const { return bytes_ == 0 || memory_ != 0; }
     // False when there is no such node.
     bool set(void* node, std::shared_ptr<Launch>);
     bool enable(void* node, bool);
@@ -45,6 +54,8 @@ public:
 private:
     std::vector<void*> handles_;
     std::vector<Node> nodes_;
+    size_t bytes_;
+    uint64_t memory_;
     Node* find(void* handle);
 };
 

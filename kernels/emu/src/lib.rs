@@ -11,12 +11,15 @@
 pub mod compile;
 pub mod metal;
 pub mod msl;
+mod turn;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 
 use libloading::Library;
+
+pub use turn::{Turn, turn};
 
 /// Names another library than the one compiled with this crate: how tests run kernels with planted faults.
 pub const LIBRARY_VARIABLE: &str = "DS4_EMU_LIBRARY";
@@ -27,6 +30,12 @@ pub const FAIL_VARIABLE: &str = "DS4_EMU_FAIL";
 
 /// Bytes of memory that the device has, for such programs.
 pub const MEMORY_VARIABLE: &str = "DS4_EMU_MEMORY";
+
+/// Bytes of host memory that may be page-locked at a time, for such programs.
+pub const LOCKABLE_VARIABLE: &str = "DS4_EMU_LOCKABLE";
+
+/// What the names of calls begin with that the driver does not support (`cuGraph`), for such programs.
+pub const LACKS_VARIABLE: &str = "DS4_EMU_LACKS";
 
 /// Why there is no emulator.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -84,6 +93,8 @@ pub struct Graphs {
     pub launched: usize,
     /// Nodes that got other parameters.
     pub changed: usize,
+    /// Nodes of the largest graph since [`Emulator::reset`].
+    pub largest: usize,
 }
 
 impl Emulator {
@@ -153,16 +164,55 @@ impl Emulator {
         self.control::<u64>(b"ds4EmulatorDeaf", u64::from(on));
     }
 
+    /// Whether the host passes events that it should wait for: who writes again what is still being copied must see that.
+    pub fn hasty(&self, on: bool) {
+        self.control::<u64>(b"ds4EmulatorHasty", u64::from(on));
+    }
+
+    /// Bytes of the device that each node of a graph takes from now on.
+    pub fn bytes_of_node(&self, bytes: usize) {
+        self.control::<usize>(b"ds4EmulatorNode", bytes);
+    }
+
+    /// Bytes of host memory that may be page-locked at a time from now on.
+    pub fn lockable(&self, bytes: usize) {
+        self.control::<usize>(b"ds4EmulatorLockable", bytes);
+    }
+
+    /// Bytes of host memory that are page-locked now.
+    #[must_use]
+    pub fn locked(&self) -> usize {
+        // SAFETY: the symbol is ours and has this type.
+        let query = unsafe {
+            self.library
+                .get::<unsafe extern "C" fn() -> usize>(b"ds4EmulatorLocked")
+        };
+        // SAFETY: it takes nothing and locks.
+        query.map_or(0, |query| unsafe { query() })
+    }
+
+    /// Whether devices that are opened from now on share the host's memory.
+    pub fn unified(&self, on: bool) {
+        self.control::<u64>(b"ds4EmulatorUnified", u64::from(on));
+    }
+
+    /// From now on calls whose names begin so are not supported. `None` ends it.
+    pub fn lacks(&self, calls: Option<&str>) {
+        let name = std::ffi::CString::new(calls.unwrap_or_default()).unwrap_or_default();
+        self.control(b"ds4EmulatorLacks", name.as_ptr());
+    }
+
     /// What was done with graphs in this process.
     #[must_use]
     pub fn graphs(&self) -> Graphs {
-        let mut counts = [0_usize; 3];
+        let mut counts = [0_usize; 4];
         self.control::<*mut usize>(b"ds4EmulatorGraphs", counts.as_mut_ptr());
-        let [instantiated, launched, changed] = counts;
+        let [instantiated, launched, changed, largest] = counts;
         Graphs {
             instantiated,
             launched,
             changed,
+            largest,
         }
     }
 

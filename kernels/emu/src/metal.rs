@@ -299,7 +299,7 @@ impl Driver for Emulated {
         let Some(host) = NonNull::new(address as *mut u8) else {
             drop(state);
             return Err(MetalError::Memory {
-                what,
+                what: what.into(),
                 asked: bytes as u64,
                 free: self.free(),
                 total: self.facts.memory,

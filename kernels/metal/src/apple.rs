@@ -285,7 +285,7 @@ impl Driver for Apple {
 
     fn allocate(&self, what: &'static str, bytes: usize) -> Result<Memory, MetalError> {
         let refused = || MetalError::Memory {
-            what,
+            what: what.into(),
             asked: bytes as u64,
             free: self.free(),
             total: self.facts.memory,

@@ -59,6 +59,9 @@ impl Region {
 }
 
 impl Arena {
+    /// Bytes that the first pass takes at least.
+    pub const FIRST: usize = 2 * BLOCK;
+
     /// `len` elements of undefined content.
     ///
     /// # Errors

@@ -1,5 +1,7 @@
 //! What can be wrong with a device or a request to it.
 
+use std::borrow::Cow;
+
 use thiserror::Error;
 
 /// Why a device did not do what it was asked.
@@ -25,7 +27,7 @@ pub enum MetalError {
     #[error("device memory: {what} takes {asked} bytes, {free} of {total} are free")]
     Memory {
         /// What it was for.
-        what: &'static str,
+        what: Cow<'static, str>,
         /// Bytes asked for.
         asked: u64,
         /// Bytes free.

@@ -3,7 +3,9 @@
 use ds4_kernels::Format;
 
 use crate::activation::Quantized;
-use crate::error::{check, size};
+pub use crate::chosen::{combine, swiglu};
+use crate::chosen::{down_fits, gate_up_fits};
+use crate::error::size;
 use crate::matmul::TILE_ROWS;
 use crate::matrix::{Rows, Weights};
 use crate::router::{Choices, Groups};
@@ -95,22 +97,7 @@ pub fn gate_up(
     out: Slice<'_, f32>,
 ) -> Result<(), MetalError> {
     const NAME: &str = "gate and up";
-    check(NAME, "columns of x", gate.cols(), x.cols)?;
-    check(NAME, "values per scale of x", gate.format().block_len(), x.block)?;
-    check(NAME, "rows of up", gate.rows(), up.rows())?;
-    check(
-        NAME,
-        "tokens of x",
-        choices.experts.len() / choices.used,
-        x.codes.len() / x.cols,
-    )?;
-    if up.format() != gate.format() {
-        return Err(MetalError::Format {
-            operation: "up with another format than gate",
-            format: up.format(),
-        });
-    }
-    let out = out.exactly(NAME, "out", choices.experts.len() * n_ff)?;
+    let out = gate_up_fits(NAME, gate, up, n_ff, x, choices, out)?;
     let launch = Launch::new(n_ff, choices, together);
     let kernel = match (gate.format(), together) {
         (Format::Q8_0, Together::One) => Device::gate_up_q8_0_one,
@@ -170,15 +157,7 @@ pub fn down(
     out: Slice<'_, f32>,
 ) -> Result<(), MetalError> {
     const NAME: &str = "down";
-    check(NAME, "columns of x", weights.cols, x.cols)?;
-    check(NAME, "values per scale of x", weights.format.block_len(), x.block)?;
-    check(
-        NAME,
-        "choices of x",
-        choices.experts.len(),
-        x.codes.len() / x.cols,
-    )?;
-    let out = out.exactly(NAME, "out", choices.experts.len() * n_embd)?;
+    let out = down_fits(NAME, weights, n_embd, x, choices, out)?;
     let launch = Launch::new(n_embd, choices, together);
     let kernel = match (weights.format, together) {
         (Format::Q8_0, Together::One) => Device::down_q8_0_one,
@@ -218,49 +197,5 @@ pub fn down(
         size(NAME, "experts of a token", choices.used)?,
         launch.grouped,
         0.0,
-    )
-}
-
-/// The shared expert's activation, in place of `gate`.
-///
-/// # Errors
-/// When the lengths do not fit or the launch fails.
-pub fn swiglu(
-    device: &Device,
-    gate: Slice<'_, f32>,
-    up: Slice<'_, f32>,
-    clamp: f32,
-) -> Result<(), MetalError> {
-    const NAME: &str = "swiglu";
-    let up = up.exactly(NAME, "up", gate.len())?;
-    device.swiglu(
-        Shape::threads(gate.len(), 256),
-        gate.into(),
-        up.into(),
-        size(NAME, "values", gate.len())?,
-        clamp,
-    )
-}
-
-/// Adds the routed experts' outputs, `[tokens][used][width]`, to the shared one's, `[tokens][width]`.
-///
-/// # Errors
-/// When the lengths do not fit or the launch fails.
-pub fn combine(
-    device: &Device,
-    shared: Slice<'_, f32>,
-    parts: Slice<'_, f32>,
-    used: usize,
-    width: usize,
-) -> Result<(), MetalError> {
-    const NAME: &str = "combine experts";
-    let parts = parts.exactly(NAME, "parts", shared.len() * used)?;
-    device.combine_experts(
-        Shape::threads(shared.len(), 256),
-        shared.into(),
-        parts.into(),
-        size(NAME, "values", shared.len())?,
-        size(NAME, "experts of a token", used)?,
-        size(NAME, "width", width)?,
     )
 }

@@ -20,6 +20,8 @@ mod source;
 mod apple;
 
 // Host code that reads the same for every device.
+#[path = "../../device/chosen.rs"]
+mod chosen;
 #[path = "../../device/compressor.rs"]
 pub mod compressor;
 #[path = "../../device/hyper.rs"]

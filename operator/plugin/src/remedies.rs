@@ -3,7 +3,7 @@
 /// Reasons with what to do, by where they appear: conditions of the resource, containers, and events.
 pub(crate) const REMEDIES: &[(&str, &str)] = &[
     ("InvalidSource", "correct the path that the message names"),
-    ("BackendNotSupportedYet", "use backend CPU"),
+    ("BackendNotSupportedYet", "use backend CPU or Metal"),
     (
         "InvalidLayers",
         "make the stages' layers tile the model: 0 to N, N+1 to M, ..., one stage without last",

@@ -22,10 +22,10 @@ fn share(figures: &[Figure], name: &str, limit: f64) -> Option<Check> {
     })
 }
 
-/// The share of the int8 peak that the products of a chunk reach; what prefill does besides is in the figures' own shares.
+/// The share of the vectors' int8 peak that the products of a chunk reach; what prefill does besides is in the figures' own shares.
 pub fn matmuls(measured: &Measured, line: &Roofline) -> Option<Check> {
     Some(Check {
-        name: "products of 512 tokens: share of int8 peak".into(),
+        name: "products of 512 tokens: share of int8 vector peak".into(),
         found: measured.matmul_operations_per_second? / line.int8_operations_per_second,
         limit: 0.5,
         at_least: true,

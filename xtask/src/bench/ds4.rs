@@ -74,10 +74,12 @@ pub struct Roofline {
     pub read_bytes_per_second: f64,
     /// Bytes per second copied.
     pub copy_bytes_per_second: f64,
-    /// 8-bit operations per second.
+    /// 8-bit operations per second of vectors.
     pub int8_operations_per_second: f64,
     /// The instruction that gave them.
     pub int8_with: String,
+    /// The same of tiles (AMX), where there are any.
+    pub int8_operations_per_second_of_tiles: Option<f64>,
 }
 
 /// One measurement.

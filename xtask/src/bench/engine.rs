@@ -411,13 +411,18 @@ impl Bench {
             .file_name()
             .map_or_else(String::new, |name| name.to_string_lossy().into_owned());
         let machine = format!(
-            "{}; measured with {} threads: reads {:.1} GB/s, copies {:.1} GB/s, int8 {:.0} GOP/s ({})",
+            "{}; measured with {} threads: reads {:.1} GB/s, copies {:.1} GB/s, int8 {:.0} GOP/s ({}){}",
             machine::processor(),
             self.threads,
             line.read_bytes_per_second / 1e9,
             line.copy_bytes_per_second / 1e9,
             line.int8_operations_per_second / 1e9,
-            line.int8_with
+            line.int8_with,
+            line.int8_operations_per_second_of_tiles
+                .map_or_else(String::new, |tiles| format!(
+                    ", {:.0} GOP/s (AMX tiles)",
+                    tiles / 1e9
+                ))
         );
         let load = machine::load().map_or_else(|| "unknown".into(), |load| format!("{load:.1}"));
         let model = format!(
@@ -449,7 +454,8 @@ impl Bench {
             peer: self.llama.as_ref().map(|_| Llama::NAME.into()),
             setting: setting.into_iter().map(|(name, value)| (name.into(), value)).collect(),
             notes: vec![
-                "The limit of prefill is the measured int8 peak over a token's int8 operations (all else counted as nothing), that of decode \
+                "The limit of prefill is the measured int8 peak of vectors over a token's int8 operations (all else counted as nothing; tiles have \
+                 a higher peak, of which blocks of 32 values get nothing), that of decode \
                  the measured read bandwidth over the weights that a step touches (experts by chance, KV counted as nothing)."
                     .into(),
             ],
@@ -472,7 +478,7 @@ fn bytes(count: u64) -> f64 {
 fn prefill_figure(tokens: usize, shapes: &Measured, line: &Roofline) -> Figure {
     let bound = Bound {
         value: line.int8_operations_per_second / shapes.work_per_token.int8_operations,
-        by: "int8 peak",
+        by: "int8 vector peak",
     };
     Figure {
         goal: GOAL_PROMPTS.contains(&tokens).then_some(PREFILL_GOAL),

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde::Deserialize;
 
 use super::link::Link;
@@ -14,6 +14,19 @@ use crate::repository;
 /// Upstream's handoff of the same layers and tokens.
 const UPSTREAM: f64 = 112_289_000.0;
 
+/// What can be measured by itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Part {
+    /// Throughput beside a raw stream, and memory.
+    Clear,
+    /// The same over a slower link, where this machine can make one.
+    Link,
+    /// The same with certificates on both ends.
+    Mtls,
+    /// One conversation: bytes, the tail, decode afterwards, a client that leaves.
+    Talk,
+}
+
 /// Options.
 #[derive(Args)]
 pub struct Handoff {
@@ -23,6 +36,9 @@ pub struct Handoff {
     /// Tokens of the prompt.
     #[arg(long, default_value_t = 15_316, value_name = "N")]
     tokens: usize,
+    /// Only these parts.
+    #[arg(long, value_name = "PART", value_delimiter = ',')]
+    only: Vec<Part>,
     /// Where the report goes too, as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -54,8 +70,16 @@ struct Throughput {
     bytes_per_second: Vec<f64>,
     raw_bytes_per_second: Vec<f64>,
     bytes_above_kv: Vec<f64>,
+    kept_bytes_per_second: Vec<f64>,
     frame_bytes: f64,
     streams: f64,
+}
+
+/// Throughput as far as it was measured.
+struct Flows {
+    clear: Option<Throughput>,
+    slowed: Option<Throughput>,
+    encrypted: Option<Throughput>,
 }
 
 impl Handoff {
@@ -70,39 +94,38 @@ impl Handoff {
             ..Report::default()
         };
         let pods = Pods::build()?;
-        let (model, rounds) = (model("flash-narrow.gguf")?, self.rounds.to_string());
-        let common = [("model", model), ("rounds", rounds)];
+        let model = model("flash-narrow.gguf")?;
+        let common = [("model", model), ("rounds", self.rounds.to_string())];
         let with = |more: &[(&'static str, String)]| [&common[..], more].concat();
-        let made = with(&[("made", "yes".into())]);
-        let clear: Throughput = pods.measure("throughput", &made)?;
-        let link = Link::make()?;
-        let slowed = link
-            .as_ref()
-            .map(|link| pods.measure_over::<Throughput>(Some(link), "throughput", &made))
-            .transpose()?;
-        let certificates = repository::cache()
-            .join("bench/certificates")
-            .to_string_lossy()
-            .into_owned();
-        let mtls = [("made", "yes".into()), ("tls", certificates)];
-        let encrypted: Throughput = pods.measure("throughput", &with(&mtls))?;
-        let talk: Conversation = pods.measure("handoff", &with(&[("tokens", self.tokens.to_string())]))?;
-        report.figures = vec![decode(&talk.decode)];
-        report.checks = talk.checks();
-        report.checks.push(clear.share("in the clear", 0.8));
-        report
-            .checks
-            .push(encrypted.share("with mTLS, of a raw stream with mTLS", 0.5));
-        report
-            .checks
-            .push(encrypted.share_of(&clear, "with mTLS, of a raw stream in the clear"));
-        if let Some(slowed) = &slowed {
-            let link = format!("in the clear, on a link of {} Gbit/s", Link::GBITS);
-            report.checks.push(slowed.share(&link, 0.8));
+        let rows = |part, link: Option<&Link>, more: &[(&'static str, String)]| {
+            let arguments = [&with(&[("made", "yes".into())])[..], more].concat();
+            let measure = || pods.measure_over::<Throughput>(link, "throughput", &arguments);
+            self.wants(part).then(measure).transpose()
+        };
+        let clear = rows(Part::Clear, None, &[])?;
+        let link = self.wants(Part::Link).then(Link::make).transpose()?.flatten();
+        let slowed = link.as_ref().map(|link| rows(Part::Link, Some(link), &[]));
+        let certificates = repository::cache().join("bench/certificates");
+        let tls = ("tls", certificates.to_string_lossy().into_owned());
+        let flows = Flows {
+            clear,
+            slowed: slowed.transpose()?.flatten(),
+            encrypted: rows(Part::Mtls, None, &[tls])?,
+        };
+        if self.wants(Part::Talk) {
+            let tokens = ("tokens", self.tokens.to_string());
+            let talk: Conversation = pods.measure("handoff", &with(&[tokens]))?;
+            report.figures = vec![decode(&talk.decode)];
+            report.checks = talk.checks();
+            report.notes = talk.notes();
         }
-        report.checks.push(clear.memory());
-        report.notes = talk.notes(&clear, &encrypted);
+        report.checks.extend(flows.checks());
+        report.notes.extend(flows.notes());
         write("handoff", &report, self.json.as_deref())
+    }
+
+    fn wants(&self, part: Part) -> bool {
+        self.only.is_empty() || self.only.contains(&part)
     }
 }
 
@@ -160,21 +183,13 @@ impl Conversation {
         ]
     }
 
-    fn notes(&self, clear: &Throughput, encrypted: &Throughput) -> Vec<String> {
-        let rate = |samples: &[f64]| median(samples) / 1e6;
+    fn notes(&self) -> Vec<String> {
         vec![
             format!(
                 "Upstream moves {:.1} MB for the same layers and tokens: {:.2} times as much. Of our bytes on the wire {:.1} % are not rows.",
                 UPSTREAM / 1e6,
                 UPSTREAM / self.wire_bytes,
                 100.0 * (self.wire_bytes / self.row_bytes - 1.0)
-            ),
-            format!(
-                "Medians: {:.0} MB/s in the clear (raw {:.0}), {:.0} MB/s with mTLS (raw {:.0}); rows that a model of no cost makes.",
-                rate(&clear.bytes_per_second),
-                rate(&clear.raw_bytes_per_second),
-                rate(&encrypted.bytes_per_second),
-                rate(&encrypted.raw_bytes_per_second)
             ),
             format!(
                 "During {:.1} s of decode {} bytes passed on the connection for calls: renewals of leases, and what keeps a connection alive.",
@@ -184,7 +199,63 @@ impl Conversation {
     }
 }
 
+impl Flows {
+    fn named(&self) -> impl Iterator<Item = (String, &Throughput, f64)> {
+        let link = format!("in the clear, on a link of {} Gbit/s", Link::GBITS);
+        let flows = [
+            ("in the clear".into(), &self.clear, 0.8),
+            (link, &self.slowed, 0.8),
+            (
+                "with mTLS, of a raw stream with mTLS".into(),
+                &self.encrypted,
+                0.5,
+            ),
+        ];
+        let measured = |(name, flow, goal)| Some((name, Option::as_ref(flow)?, goal));
+        flows.into_iter().filter_map(measured)
+    }
+
+    fn checks(&self) -> Vec<Check> {
+        let shares = self.named().map(|(name, flow, goal)| flow.share(&name, goal));
+        let mut checks: Vec<_> = shares.collect();
+        if let (Some(encrypted), Some(clear)) = (&self.encrypted, &self.clear) {
+            checks.push(encrypted.share_of(clear, "with mTLS, of a raw stream in the clear"));
+        }
+        checks.extend(self.clear.as_ref().map(Throughput::memory));
+        checks
+    }
+
+    fn notes(&self) -> Vec<String> {
+        let medians = self.named().map(|(name, flow, _)| flow.note(&name));
+        medians
+            .chain(self.clear.as_ref().map(Throughput::bound))
+            .collect()
+    }
+}
+
 impl Throughput {
+    fn note(&self, name: &str) -> String {
+        let (ours, raw) = (median(&self.bytes_per_second), median(&self.raw_bytes_per_second));
+        format!(
+            "Medians {name}: {:.0} MB/s of rows that a model of no cost makes, raw {:.0} MB/s.",
+            ours / 1e6,
+            raw / 1e6
+        )
+    }
+
+    /// What the receiver's core allows where nothing but it bounds the raw stream: it must check every byte and keep it, too.
+    fn bound(&self) -> String {
+        let (kept, raw) = (
+            median(&self.kept_bytes_per_second),
+            median(&self.raw_bytes_per_second),
+        );
+        format!(
+            "One core checks rows and keeps them at {:.0} MB/s; one that reads as fast as the raw stream besides comes to {:.2} of it.",
+            kept / 1e6,
+            kept / (kept + raw)
+        )
+    }
+
     fn share(&self, name: &str, limit: f64) -> Check {
         // Pair by pair: both of a pair had the same machine.
         let pairs = self.bytes_per_second.iter().zip(&self.raw_bytes_per_second);

@@ -13,11 +13,11 @@ const FULL: LayerSpan = LayerSpan::full(LAYERS);
 
 /// The model by graphs and by launches one by one.
 fn both(model: &Model, turn: &Turn) -> (CudaSlice, CudaSlice) {
-    (model.cuda(FULL, turn), model.cuda(FULL, turn).by_graphs(false))
+    (model.cuda(FULL, turn), model.plain(FULL, turn))
 }
 
 /// A session that the CPU has begun.
-fn begun(model: &Model, skip: usize, count: usize) -> Kv {
+pub fn begun(model: &Model, skip: usize, count: usize) -> Kv {
     let cpu = model.cpu(FULL);
     let mut kv = empty(&cpu, FULL);
     run(&cpu, &tokens(skip + count, 96)[skip..], count, &mut [&mut kv]);
@@ -25,7 +25,7 @@ fn begun(model: &Model, skip: usize, count: usize) -> Kv {
 }
 
 /// The streams of one more token of each session.
-fn step(slice: &CudaSlice, ids: &[u32], kvs: &mut [Kv]) -> Result<Vec<f32>, ModelError> {
+pub fn step(slice: &CudaSlice, ids: &[u32], kvs: &mut [Kv]) -> Result<Vec<f32>, ModelError> {
     let mut hidden = slice.embed(ids)?;
     let mut parts: Vec<Part<'_>> = kvs
         .iter_mut()

@@ -6,6 +6,7 @@ mod faults;
 mod golden;
 mod graph;
 mod handoff;
+mod loading;
 #[path = "../../../model/tests/it/support.rs"]
 #[allow(dead_code)] // of another crate's tests: the model and what is done with it
 mod model;

@@ -1,39 +1,15 @@
 //! Models on both back ends.
 
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::sync::Arc;
 
-use ds4_emu::Emulator;
+pub use ds4_emu::{Turn, turn};
 use ds4_gguf::{Gguf, LayerSpan};
 use ds4_kernels_cpu::Cpu;
 use ds4_kernels_cuda::Device;
 use ds4_model::{Graph, ModelError, Numerics};
-use ds4_model_cuda::CudaSlice;
+use ds4_model_cuda::{CudaSlice, Decode};
 use ds4_synth::{Dims, Preset};
 use tempfile::NamedTempFile;
-
-/// The emulated device, for one test at a time.
-pub struct Turn {
-    pub device: Arc<Device>,
-    pub emulator: &'static Emulator,
-    _turn: MutexGuard<'static, ()>,
-}
-
-pub fn turn() -> Turn {
-    static DEVICE: OnceLock<Arc<Device>> = OnceLock::new();
-    static TURN: Mutex<()> = Mutex::new(());
-    let turn = TURN.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-    let emulator = ds4_emu::install().unwrap();
-    emulator.reset();
-    emulator.order(0);
-    emulator.late(0);
-    emulator.deaf(false);
-    let device = DEVICE.get_or_init(|| Arc::new(Device::open(0).unwrap())).clone();
-    Turn {
-        device,
-        emulator,
-        _turn: turn,
-    }
-}
 
 /// A model file.
 pub struct Model {
@@ -75,9 +51,25 @@ impl Model {
         self.try_cuda(span, turn).unwrap()
     }
 
+    /// The same, decoding by launches one by one.
+    pub fn plain(&self, span: LayerSpan, turn: &Turn) -> CudaSlice {
+        self.load(span, &turn.device, Decode::Launches, &mut |_, _| {})
+            .unwrap()
+    }
+
     pub fn try_cuda(&self, span: LayerSpan, turn: &Turn) -> Result<CudaSlice, ModelError> {
-        let device = turn.device.clone();
-        CudaSlice::load(&self.gguf, span, Numerics::Canonical, device, &mut |_, _| {})
+        self.load(span, &turn.device, Decode::Graphs, &mut |_, _| {})
+    }
+
+    pub fn load(
+        &self,
+        span: LayerSpan,
+        device: &Arc<Device>,
+        decode: Decode,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<CudaSlice, ModelError> {
+        let device = Arc::clone(device);
+        CudaSlice::load(&self.gguf, span, Numerics::Canonical, device, decode, progress)
     }
 }
 

@@ -5,6 +5,7 @@ mod equal;
 mod golden;
 mod handoff;
 mod leaving;
+mod loading;
 #[path = "../../../model/tests/it/support.rs"]
 #[allow(dead_code)] // of another crate's tests: the model and what is done with it
 mod model;

@@ -6,7 +6,7 @@ use ds4_emu::metal::Emulated;
 use ds4_gguf::{Gguf, LayerSpan};
 use ds4_kernels_cpu::Cpu;
 use ds4_kernels_metal::Device;
-use ds4_model::{Graph, Numerics};
+use ds4_model::{Graph, ModelError, Numerics};
 use ds4_model_metal::MetalSlice;
 use ds4_synth::{Dims, Preset};
 use tempfile::NamedTempFile;
@@ -72,14 +72,17 @@ impl Model {
     }
 
     pub fn metal(&self, span: LayerSpan, turn: &Turn) -> MetalSlice {
-        MetalSlice::load(
-            &self.gguf,
-            span,
-            Numerics::Canonical,
-            turn.device.clone(),
-            &mut |_, _| {},
-        )
-        .unwrap()
+        self.try_metal(span, turn, &mut |_, _| {}).unwrap()
+    }
+
+    pub fn try_metal(
+        &self,
+        span: LayerSpan,
+        turn: &Turn,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<MetalSlice, ModelError> {
+        let device = turn.device.clone();
+        MetalSlice::load(&self.gguf, span, Numerics::Canonical, device, progress)
     }
 }
 

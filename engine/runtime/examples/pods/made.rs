@@ -5,7 +5,7 @@ use std::sync::Arc;
 use ds4_model::{Hidden, KvKind, ModelError, ModelSlice, NewRows, Part, SliceInfo};
 
 /// A byte that is a number as a code, as a scale, in a half and in a float.
-const NUMBER: u8 = 0x6c;
+pub const NUMBER: u8 = 0x6c;
 /// Activations so narrow that they do not count beside the rows.
 const NARROW: usize = 4;
 

@@ -6,6 +6,7 @@
 
 mod handoff;
 mod heap;
+mod kept;
 mod made;
 mod pipeline;
 mod pods;

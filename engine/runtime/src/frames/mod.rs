@@ -3,6 +3,7 @@
 mod activations;
 mod receiver;
 mod sender;
+mod spare;
 
 pub(crate) use activations::{Assembler, activation_frames};
 pub(crate) use receiver::{Receiver, Refusal};

@@ -16,8 +16,9 @@ use crate::frames::{Sender, Work};
 
 pub(crate) type Frames = mpsc::Sender<Result<HandoffFrame, Status>>;
 
-/// Frames of a stream that are built at once: with their size this bounds what a slow output pod makes a session keep twice.
-const BUILT: usize = 64;
+/// Bytes of a stream's rows that are built at once, to the last frame of them: what a slow output pod makes a session keep twice. Over two streams
+/// it takes the rows of eight thousand tokens of Flash, so that a chunk's are on their way while the next one is computed.
+const BUILT: usize = 8 << 20;
 
 /// One of the streams that share the layers.
 struct Lane {
@@ -66,24 +67,9 @@ impl Handoff {
         }
     }
 
-    /// Takes what `kv` has more of. Sends without waiting, since KV never delays activations; the rest goes [meanwhile](Self::meanwhile).
-    pub(crate) fn offer(&mut self, kv: &Kv) {
-        for lane in &mut self.lanes {
-            if lane.built.is_empty() {
-                let rows = std::iter::from_fn(|| lane.sender.next(kv));
-                lane.built.extend(rows.take(BUILT));
-                // A chunk that brought no rows is told of, so that nobody thinks the stage dead.
-                if lane.built.is_empty() {
-                    lane.built.push_back(Sender::beat(kv));
-                }
-            }
-            while let Ok(place) = lane.frames.try_reserve() {
-                let Some(frame) = lane.built.pop_front() else {
-                    break;
-                };
-                place.send(Ok(frame));
-            }
-        }
+    /// Takes what `kv` has more of. Waits for nobody, since KV never delays activations; the rest goes [meanwhile](Self::meanwhile).
+    pub(crate) async fn offer(&mut self, kv: &Kv) {
+        join_all(self.lanes.iter_mut().map(|lane| lane.offer(kv))).await;
     }
 
     /// Does `work` while what was built goes out as places come free.
@@ -149,6 +135,36 @@ impl Handoff {
 }
 
 impl Lane {
+    async fn offer(&mut self, kv: &Kv) {
+        self.push();
+        if !self.built.is_empty() {
+            return;
+        }
+        let begun = self.sender.bytes();
+        while self.sender.bytes() < begun + BUILT as u64
+            && let Some(frame) = self.sender.next(kv)
+        {
+            self.built.push_back(frame);
+            self.push();
+            // Whoever sends goes next: the frame is in a cache still.
+            tokio::task::yield_now().await;
+        }
+        if self.sender.bytes() == begun {
+            // A chunk that brought no rows is told of, so that nobody thinks the stage dead.
+            self.built.push_back(Sender::beat(kv));
+            self.push();
+        }
+    }
+
+    /// Sends what there are places for.
+    fn push(&mut self) {
+        while let Ok(place) = self.frames.try_reserve()
+            && let Some(frame) = self.built.pop_front()
+        {
+            place.send(Ok(frame));
+        }
+    }
+
     fn sent(&self) -> u64 {
         let waiting = self.built.iter().map(|frame| match &frame.frame {
             Some(Frame::Rows(rows)) => rows.data.len() as u64,

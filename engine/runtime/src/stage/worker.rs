@@ -128,7 +128,7 @@ impl Worker {
                 sent: handoff.sent(),
             };
             self.send(&mut onward, &chunk).await?;
-            handoff.offer(&kv);
+            handoff.offer(&kv).await;
             if chunk.last {
                 break tail;
             }

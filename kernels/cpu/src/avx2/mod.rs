@@ -23,6 +23,7 @@ pub(crate) const KERNELS: Kernels = Kernels {
     // SAFETY: `Kernels::of` gives these functions out only where the features were detected.
     product: |rows, tokens, put| unsafe { product(rows, tokens, put) },
     beside: None,
+    tiled: None,
     plain: |rows, tokens, put| {
         // SAFETY: as above.
         let widen = |bytes: &[u8], out: &mut [f32]| unsafe { widen_halves(bytes, out) };

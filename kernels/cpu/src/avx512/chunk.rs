@@ -16,7 +16,7 @@ use ds4_kernels::E2M1_DOUBLED;
 use ds4_kernels::grid::GRID as MAGNITUDES_OF;
 
 /// Values of a chunk.
-pub(super) const CHUNK: usize = 64;
+pub(crate) const CHUNK: usize = 64;
 
 #[derive(Clone, Copy)]
 #[repr(align(64))]
@@ -36,7 +36,7 @@ impl<T, const N: usize> Table<T, N> {
 /// The 16 bytes from `at` on.
 #[inline]
 #[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
-pub(super) fn load16(bytes: &[u8], at: usize) -> __m128i {
+pub(crate) fn load16(bytes: &[u8], at: usize) -> __m128i {
     let part = &bytes[at..at + 16];
     // SAFETY: the slice was just taken; the load needs no alignment.
     unsafe { _mm_loadu_si128(part.as_ptr().cast()) }
@@ -45,7 +45,7 @@ pub(super) fn load16(bytes: &[u8], at: usize) -> __m128i {
 /// The 32 bytes from `at` on.
 #[inline]
 #[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
-pub(super) fn load32(bytes: &[u8], at: usize) -> __m256i {
+pub(crate) fn load32(bytes: &[u8], at: usize) -> __m256i {
     let part = &bytes[at..at + 32];
     // SAFETY: the slice was just taken; the load needs no alignment.
     unsafe { _mm256_loadu_si256(part.as_ptr().cast()) }
@@ -54,7 +54,7 @@ pub(super) fn load32(bytes: &[u8], at: usize) -> __m256i {
 /// The 64 codes from `at` on.
 #[inline]
 #[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
-pub(super) fn load64(codes: &[i8], at: usize) -> __m512i {
+pub(crate) fn load64(codes: &[i8], at: usize) -> __m512i {
     let part = &codes[at..at + 64];
     // SAFETY: the slice was just taken; the load needs no alignment.
     unsafe { _mm512_loadu_si512(part.as_ptr().cast()) }
@@ -70,7 +70,7 @@ fn join(low: __m256i, high: __m256i) -> __m512i {
 /// Two `MXFP4` blocks (or the last one alone), offset to unsigned.
 #[inline]
 #[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
-pub(super) fn mxfp4(blocks: &[[u8; 17]], chunk: usize) -> __m512i {
+pub(crate) fn mxfp4(blocks: &[[u8; 17]], chunk: usize) -> __m512i {
     let low = load16(&blocks[2 * chunk], 1);
     let high = blocks.get(2 * chunk + 1).map_or(low, |block| load16(block, 1));
     let twice = join(
@@ -85,7 +85,7 @@ pub(super) fn mxfp4(blocks: &[[u8; 17]], chunk: usize) -> __m512i {
 /// One `MXFP4` block, offset to unsigned.
 #[inline]
 #[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
-pub(super) fn mxfp4_block(block: &[u8; 17]) -> __m256i {
+pub(crate) fn mxfp4_block(block: &[u8; 17]) -> __m256i {
     let shifts = _mm512_castsi512_si256(SHIFTS_MXFP4.register(0));
     let nibbles = _mm256_srlv_epi16(_mm256_broadcastsi128_si256(load16(block, 1)), shifts);
     let codes = _mm256_and_si256(nibbles, _mm256_set1_epi8(15));
@@ -95,7 +95,7 @@ pub(super) fn mxfp4_block(block: &[u8; 17]) -> __m256i {
 /// Codes 0 to 3 of a `Q2_K` block.
 #[inline]
 #[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
-pub(super) fn q2_k(block: &[u8; 84], chunk: usize) -> __m512i {
+pub(crate) fn q2_k(block: &[u8; 84], chunk: usize) -> __m512i {
     let bytes = load32(block, 16 + chunk / 2 * 32);
     let shifted = _mm512_srlv_epi16(join(bytes, bytes), SHIFTS_Q2K.register(chunk % 2));
     _mm512_and_si512(shifted, _mm512_set1_epi8(3))
@@ -104,7 +104,7 @@ pub(super) fn q2_k(block: &[u8; 84], chunk: usize) -> __m512i {
 /// The same, times their sub-block scales: at most 3 * 15.
 #[inline]
 #[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
-pub(super) fn q2_k_scaled(block: &[u8; 84], chunk: usize) -> __m512i {
+pub(crate) fn q2_k_scaled(block: &[u8; 84], chunk: usize) -> __m512i {
     let codes = q2_k(block, chunk);
     let scales = _mm512_and_si512(_mm512_broadcast_i32x4(load16(block, 0)), _mm512_set1_epi8(15));
     // One scale to 16 values: byte `4 * chunk + i` all over quarter `i`.
@@ -121,7 +121,7 @@ pub(super) fn q2_k_scaled(block: &[u8; 84], chunk: usize) -> __m512i {
 /// For every 4 values of a chunk the scale of their 16, as 32-bit integers.
 #[inline]
 #[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
-pub(super) fn q2_k_steps(block: &[u8; 84], chunk: usize) -> __m512i {
+pub(crate) fn q2_k_steps(block: &[u8; 84], chunk: usize) -> __m512i {
     let scales = _mm512_and_si512(_mm512_broadcast_i32x4(load16(block, 0)), _mm512_set1_epi8(15));
     let index = _mm512_add_epi8(QUARTERS.register(0), broadcast(4 * chunk));
     _mm512_maskz_shuffle_epi8(0x1111_1111_1111_1111, scales, index)
@@ -130,7 +130,7 @@ pub(super) fn q2_k_steps(block: &[u8; 84], chunk: usize) -> __m512i {
 /// Codes 0 to 15 of a `Q4_K` block.
 #[inline]
 #[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
-pub(super) fn q4_k(block: &[u8; 144], chunk: usize) -> __m512i {
+pub(crate) fn q4_k(block: &[u8; 144], chunk: usize) -> __m512i {
     let bytes = load32(block, 16 + chunk * 32);
     let shifted = _mm512_srlv_epi16(join(bytes, bytes), SHIFTS_Q4K.register(0));
     _mm512_and_si512(shifted, _mm512_set1_epi8(15))
@@ -138,7 +138,7 @@ pub(super) fn q4_k(block: &[u8; 144], chunk: usize) -> __m512i {
 
 /// The eight six-bit scales, and the eight minimums, of a `Q4_K` block as bytes.
 #[inline]
-pub(super) fn q4_k_scales(block: &[u8; 144]) -> (u64, u64) {
+pub(crate) fn q4_k_scales(block: &[u8; 144]) -> (u64, u64) {
     let word = |at: usize| u32::from_le_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]]);
     let (a, b, c) = (word(4), word(8), word(12));
     let (six, two) = (0x3f3f_3f3f, 0x0303_0303);
@@ -149,19 +149,19 @@ pub(super) fn q4_k_scales(block: &[u8; 144]) -> (u64, u64) {
 
 /// An `IQ2_XXS` block: eight groups of four grid indices, four sign fields of seven bits and a scale of four bits.
 #[derive(Clone, Copy)]
-pub(super) struct Iq2 {
+pub(crate) struct Iq2 {
     /// The block without its scale.
     groups: __m512i,
     /// The sign bits of each chunk.
     signs: [__mmask64; 4],
     /// Dword 2 g: the odd step of group `g`.
-    pub(super) steps: __m512i,
+    pub(crate) steps: __m512i,
 }
 
 impl Iq2 {
     #[inline]
     #[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
-    pub(super) fn new(block: &[u8; 66]) -> Self {
+    pub(crate) fn new(block: &[u8; 66]) -> Self {
         let groups = {
             let part = &block[2..66];
             // SAFETY: the slice was just taken: 64 bytes; the load needs no alignment.
@@ -185,7 +185,7 @@ impl Iq2 {
     /// Magnitudes of a chunk, and which of them are negative.
     #[inline]
     #[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
-    pub(super) fn chunk(&self, chunk: usize) -> (__m512i, __mmask64) {
+    pub(crate) fn chunk(&self, chunk: usize) -> (__m512i, __mmask64) {
         // Each index to eight bytes, of which it is the lowest: at most 255, the entries of the codebook.
         let indices =
             _mm512_maskz_permutexvar_epi8(0x0101_0101_0101_0101, INDEX_OF.register(chunk), self.groups);
@@ -197,7 +197,7 @@ impl Iq2 {
     /// A chunk with its signs, offset to unsigned.
     #[inline]
     #[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
-    pub(super) fn unsigned(&self, chunk: usize) -> __m512i {
+    pub(crate) fn unsigned(&self, chunk: usize) -> __m512i {
         let (magnitudes, minus) = self.chunk(chunk);
         let signed = _mm512_mask_sub_epi8(magnitudes, minus, _mm512_setzero_si512(), magnitudes);
         _mm512_xor_si512(signed, _mm512_set1_epi8(i8::MIN))
@@ -206,7 +206,7 @@ impl Iq2 {
     /// For every 4 values of a chunk the step of their 32, as 32-bit integers.
     #[inline]
     #[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
-    pub(super) fn chunk_steps(&self, chunk: usize) -> __m512i {
+    pub(crate) fn chunk_steps(&self, chunk: usize) -> __m512i {
         _mm512_permutexvar_epi32(STEP_OF.register(chunk), self.steps)
     }
 }

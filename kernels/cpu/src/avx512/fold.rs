@@ -12,7 +12,7 @@ use std::array::from_fn;
 /// Within each quarter of 128 bits: dword `j` of register `i` becomes dword `i` of register `j`.
 #[inline]
 #[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
-pub(super) fn transpose_quarters([a, b, c, d]: [__m512i; 4]) -> [__m512i; 4] {
+pub(crate) fn transpose_quarters([a, b, c, d]: [__m512i; 4]) -> [__m512i; 4] {
     let (ab, cd) = (_mm512_unpacklo_epi32(a, b), _mm512_unpacklo_epi32(c, d));
     let (ab_high, cd_high) = (_mm512_unpackhi_epi32(a, b), _mm512_unpackhi_epi32(c, d));
     [
@@ -26,7 +26,7 @@ pub(super) fn transpose_quarters([a, b, c, d]: [__m512i; 4]) -> [__m512i; 4] {
 /// Dword `j` of register `i` becomes dword `i` of register `j`.
 #[inline]
 #[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
-pub(super) fn transpose(rows: [__m512i; 16]) -> [__m512i; 16] {
+pub(crate) fn transpose(rows: [__m512i; 16]) -> [__m512i; 16] {
     let mut fours = rows;
     for four in fours.as_chunks_mut::<4>().0 {
         *four = transpose_quarters(*four);
@@ -56,7 +56,7 @@ pub(super) fn transpose(rows: [__m512i; 16]) -> [__m512i; 16] {
 /// Lane `i` of the result is the sum over the lanes of register `i`.
 #[inline]
 #[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
-pub(super) fn sums(rows: &[__m512i; 16]) -> __m512i {
+pub(crate) fn sums(rows: &[__m512i; 16]) -> __m512i {
     let halves: [__m512i; 8] = from_fn(|i| {
         let (a, b) = (rows[i], rows[i + 8]);
         _mm512_add_epi32(
@@ -86,7 +86,7 @@ pub(super) fn sums(rows: &[__m512i; 16]) -> __m512i {
 /// The same for eight registers of eight lanes.
 #[inline]
 #[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
-pub(super) fn sums8(rows: &[__m256i; 8]) -> __m256i {
+pub(crate) fn sums8(rows: &[__m256i; 8]) -> __m256i {
     let twos: [__m256i; 4] = from_fn(|i| {
         let (a, b) = (rows[2 * i], rows[2 * i + 1]);
         _mm256_add_epi32(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b))
@@ -104,7 +104,7 @@ pub(super) fn sums8(rows: &[__m256i; 8]) -> __m256i {
 /// The same for eight registers of 16 lanes.
 #[inline]
 #[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
-pub(super) fn sums_of_wide(rows: &[__m512i; 8]) -> __m256i {
+pub(crate) fn sums_of_wide(rows: &[__m512i; 8]) -> __m256i {
     // Rows i and i + 4 share a register: four lanes each of both halves of 256 bits.
     let halves: [__m512i; 4] = from_fn(|i| {
         let (a, b) = (rows[i], rows[i + 4]);

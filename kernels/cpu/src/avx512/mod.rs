@@ -4,17 +4,19 @@
 
 mod ahead;
 mod beside;
-mod chunk;
-mod fold;
+pub(crate) mod chunk;
+mod floats;
+pub(crate) mod fold;
 mod panel;
 mod plain;
 mod quantize;
+mod stepped;
 mod tile;
 mod vector;
 
 use self::ahead::Ahead;
 use crate::kernels::Kernels;
-use crate::operands::{Put, Rows, Token};
+use crate::operands::{Put, ROWS, Rows, Token};
 use crate::panel::with_panel;
 
 /// Values of each row that are unpacked at a time for a single tile, which then finds all 16 KiB of them in the nearest cache. For more tiles
@@ -39,22 +41,35 @@ fn product(rows: &Rows<'_>, tokens: &[Token<'_>], put: Put<'_>) {
     if tokens.len() <= vector::MOST {
         return vector::product(rows, tokens, put);
     }
-    let blocks = rows.blocks();
-    let slice = if tokens.len() > tile::TOKENS {
-        blocks
-    } else {
-        SLICE / rows.format().block_len()
-    };
-    with_panel(tokens.len(), |panel, sums| {
+    if tokens.len() <= tile::TOKENS {
+        return of_one_tile(rows, tokens, put);
+    }
+    with_panel(|panel| {
         let mut ahead = Ahead::of(rows);
-        for first in (0..blocks).step_by(slice.max(1)) {
-            panel::unpack(rows, first..blocks.min(first + slice), panel, &mut ahead);
-            let mut tiles = tokens.chunks(tile::TOKENS).zip(sums.chunks_mut(tile::TOKENS));
-            if let Some((tokens, sums)) = tiles.next() {
-                tile::add(panel, tokens, &mut ahead, sums);
-            }
-            tiles.for_each(|(tokens, sums)| tile::add(panel, tokens, &mut Ahead::nothing(), sums));
+        panel::unpack(rows, 0..rows.blocks(), panel, &mut ahead);
+        for (i, some) in tokens.chunks(tile::TOKENS).enumerate() {
+            let mut sums = [[0.0; ROWS]; tile::TOKENS];
+            tile::add(panel, some, &mut ahead, &mut sums[..some.len()]);
+            ahead = Ahead::nothing();
+            // At once: what is stored is on its way to memory while the next tile is computed.
+            let put = |(t, values): (usize, &[f32; ROWS])| put(i * tile::TOKENS + t, values);
+            sums[..some.len()].iter().enumerate().for_each(put);
         }
-        sums.iter().enumerate().for_each(|(i, values)| put(i, values));
     });
+}
+
+/// Up to [`tile::TOKENS`] tokens.
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
+fn of_one_tile(rows: &Rows<'_>, tokens: &[Token<'_>], put: Put<'_>) {
+    let (blocks, slice) = (rows.blocks(), SLICE / rows.format().block_len());
+    let mut sums = [[0.0; ROWS]; tile::TOKENS];
+    let sums = &mut sums[..tokens.len()];
+    with_panel(|panel| {
+        let mut ahead = Ahead::of(rows);
+        for first in (0..blocks).step_by(slice) {
+            panel::unpack(rows, first..blocks.min(first + slice), panel, &mut ahead);
+            tile::add(panel, tokens, &mut ahead, sums);
+        }
+    });
+    sums.iter().enumerate().for_each(|(i, values)| put(i, values));
 }

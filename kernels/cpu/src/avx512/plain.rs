@@ -10,6 +10,7 @@ use std::arch::x86_64::{
 
 use ds4_kernels::{Format, LANES};
 
+use super::floats;
 use crate::operands::{Put, ROWS, Rows};
 use crate::plain::with_values;
 
@@ -21,6 +22,9 @@ const WIDTH: usize = LANES / 2;
 
 #[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
 pub(super) fn product(rows: &Rows<'_>, tokens: &[&[f32]], put: Put<'_>) {
+    if floats::takes(rows, tokens.len()) {
+        return floats::product(rows, tokens, put);
+    }
     let bytes: [&[u8]; ROWS] = std::array::from_fn(|i| rows.row(i));
     match rows.format() {
         Format::F16 => tiles::<HALVES>(&bytes, rows.count(), tokens, put),

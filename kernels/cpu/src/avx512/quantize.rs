@@ -88,7 +88,12 @@ fn q8_k(values: &[f32; Q8K_BLOCK], scales: &mut [f32]) -> [__m512i; REGISTERS] {
         inverse = -127.0 / registers.iter().enumerate().find_map(first).unwrap_or(most);
         scales[0] = 1.0 / inverse;
     }
-    registers.map(|x| code(x, inverse))
+    let mut codes = [_mm512_setzero_si512(); REGISTERS];
+    // No `map`: its calls would go through memory.
+    for (code_of, x) in codes.iter_mut().zip(registers) {
+        *code_of = code(x, inverse);
+    }
+    codes
 }
 
 /// The largest magnitude; what is no number does not count.

@@ -27,6 +27,7 @@ pub(crate) const KERNELS: Kernels = Kernels {
     product: |rows, tokens, put| unsafe { product(rows, tokens, put) },
     // SAFETY: as above.
     beside: Some(|rows, tokens, put| unsafe { beside::product(rows, tokens, put) }),
+    tiled: None,
     // SAFETY: NEON is there, as asserted; so it is below.
     plain: |rows, tokens, put| unsafe { plain::product(rows, tokens, put) },
     // SAFETY: as above.

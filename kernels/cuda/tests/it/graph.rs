@@ -2,11 +2,11 @@
 
 use ds4_kernels_cuda::{CudaError, Graphs, Slice, norm};
 
-use crate::support::{Turn, turn};
+use ds4_emu::{Turn, turn};
 
 /// Three norms, each of what the one before wrote, of `rows` rows; one by one or as a graph.
 fn chain(turn: &Turn, graphs: Option<&mut Graphs>, rows: usize) -> Vec<f32> {
-    let device = turn.device;
+    let device = &*turn.device;
     let x: Vec<f32> = (0..3 * 64).map(|i| i as f32 - 90.0).collect();
     let weight: Vec<f32> = (0..64).map(|i| 0.5 + i as f32).collect();
     let (x, weight) = (
@@ -72,7 +72,7 @@ fn work_done_late_is_that_of_the_graph_as_it_was_launched() {
 #[test]
 fn what_is_no_launch_is_refused_by_name_and_nothing_runs() {
     let turn = turn();
-    let device = turn.device;
+    let device = &*turn.device;
     let (x, y) = (
         device.upload("test", &[1.0_f32; 64]).unwrap(),
         device.upload("test", &[0.0_f32; 64]).unwrap(),
@@ -96,4 +96,50 @@ fn what_is_no_launch_is_refused_by_name_and_nothing_runs() {
         );
     }
     assert_eq!(device.download(y.all()).unwrap(), [0.0; 64]);
+}
+
+#[test]
+fn a_trial_says_what_graphs_take_and_gives_it_back() {
+    let turn = turn();
+    turn.emulator.bytes_of_node(1000);
+    let (before, at) = (turn.emulator.graphs(), turn.device.memory().unwrap());
+    assert_eq!(Graphs::trial(&turn.device, 3, 20).unwrap(), 3 * 20 * 1000);
+    let after = turn.emulator.graphs();
+    assert_eq!(after.instantiated - before.instantiated, 3);
+    // One of them also without its launches, and with others.
+    assert_eq!(after.launched - before.launched, 5);
+    assert_eq!(after.changed - before.changed, 20);
+    assert_eq!(turn.device.memory().unwrap(), at);
+}
+
+#[test]
+fn a_trial_finds_every_call_that_a_driver_may_lack_and_says_how_to_do_without() {
+    let turn = turn();
+    for call in [
+        "cuGraphCreate",
+        "cuGraphInstantiate",
+        "cuGraphLaunch",
+        "cuGraphExecKernelNodeSetParams",
+        "cuGraphNodeSetEnabled",
+    ] {
+        turn.emulator.lacks(Some(call));
+        let refused = Graphs::trial(&turn.device, 1, 2).unwrap_err();
+        let said = refused.to_string();
+        assert!(!refused.is_sticky(), "{said}");
+        assert!(said.starts_with(call) && said.contains("NOT_SUPPORTED"), "{said}");
+        assert!(said.contains("--cuda-graph off"), "{said}");
+    }
+    turn.emulator.lacks(None);
+    // The device is as it was.
+    assert_eq!(Graphs::trial(&turn.device, 1, 2).unwrap(), 0);
+}
+
+#[test]
+fn graphs_that_the_device_has_no_room_for_are_refused() {
+    let turn = turn();
+    turn.emulator.bytes_of_node(usize::MAX >> 20);
+    let refused = Graphs::trial(&turn.device, 1, 2).unwrap_err();
+    let said = refused.to_string();
+    assert!(!refused.is_sticky() && said.contains("OUT_OF_MEMORY"), "{said}");
+    assert!(said.contains("--cuda-graph off"), "{said}");
 }

@@ -4,5 +4,5 @@
 mod graph;
 mod readback;
 mod refusals;
-mod support;
 mod table;
+mod uploads;

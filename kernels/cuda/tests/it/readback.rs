@@ -2,7 +2,7 @@
 
 use ds4_kernels_cuda::{Arena, Readback, Segments, Staging};
 
-use crate::support::{Turn, turn};
+use ds4_emu::{Turn, turn};
 
 /// Bits of [`ds4_emu::Emulator::late`].
 const COMPUTING: u64 = 1;
@@ -10,7 +10,7 @@ const COPYING: u64 = 2;
 
 /// What reaches the host of two pieces that kernels write, with the work on some streams done late.
 fn copied(turn: &Turn, late: u64) -> Vec<u8> {
-    let device = turn.device;
+    let device = &*turn.device;
     let (arena, mut staging) = (Arena::default(), Staging::default());
     turn.emulator.late(late);
     let first = arena.upload(device, &[1u8, 2, 3, 4]).unwrap();
@@ -45,8 +45,8 @@ fn a_copy_that_does_not_wait_for_the_kernel_is_seen() {
 fn more_than_there_is_room_for_is_refused() {
     let turn = turn();
     let (arena, mut staging) = (Arena::default(), Staging::default());
-    let bytes = arena.upload(turn.device, &[0u8; 9]).unwrap();
-    let mut readback = Readback::new(turn.device, &mut staging, 8).unwrap();
+    let bytes = arena.upload(&turn.device, &[0u8; 9]).unwrap();
+    let mut readback = Readback::new(&turn.device, &mut staging, 8).unwrap();
     let refused = readback.copy(bytes).unwrap_err().to_string();
     assert_eq!(refused, "copy to the host: bytes: expected 8, found 9");
 }

@@ -6,12 +6,12 @@ use ds4_kernels_cuda::activation::quantize;
 use ds4_kernels_cuda::matmul::quantized;
 use ds4_kernels_cuda::matrix::Weights;
 
-use crate::support::turn;
+use ds4_emu::turn;
 
 #[test]
 fn operands_that_do_not_fit_are_refused_by_name() {
     let turn = turn();
-    let device = turn.device;
+    let device = &*turn.device;
     let bytes = vec![0; 4 * 64 / Format::Q8_0.block_len() * Format::Q8_0.block_bytes()];
     let matrix = Matrix::new(Format::Q8_0, 4, 64, &bytes).unwrap();
     let weights = Weights::upload(device, &matrix).unwrap();

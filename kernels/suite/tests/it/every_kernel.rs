@@ -5,13 +5,13 @@ use std::collections::BTreeSet;
 use ds4_kernels_cuda::TABLE;
 use ds4_kernels_suite::{Random, cases};
 
-use crate::support::{ORDERS, Turn, turn};
+use crate::support::{ORDERS, run};
+use ds4_emu::{Turn, turn};
 
 fn all(turn: &Turn, tokens: usize, seed: u64) {
     for case in cases() {
         for order in ORDERS {
-            turn.run(case, tokens, seed, order)
-                .unwrap_or_else(|error| panic!("{error}"));
+            run(turn, case, tokens, seed, order).unwrap_or_else(|error| panic!("{error}"));
         }
     }
 }

@@ -8,7 +8,8 @@ use ds4_emu::compile::Options;
 use ds4_kernels_suite::cases;
 use tempfile::TempDir;
 
-use crate::support::turn;
+use crate::support::run;
+use ds4_emu::turn;
 
 /// What the process with a planted driver does.
 #[test]
@@ -17,8 +18,7 @@ fn all_cases() {
     let turn = turn();
     for order in [0, 5] {
         for case in cases() {
-            turn.run(case, 7, 3, order)
-                .unwrap_or_else(|error| panic!("{error}"));
+            run(&turn, case, 7, 3, order).unwrap_or_else(|error| panic!("{error}"));
         }
     }
 }

@@ -3,7 +3,8 @@
 use ds4_kernels_cuda::TABLE;
 use ds4_kernels_suite::cases;
 
-use crate::support::turn;
+use crate::support::run;
+use ds4_emu::turn;
 
 #[test]
 fn one_wrong_bit_of_any_kernel_is_noticed() {
@@ -13,7 +14,7 @@ fn one_wrong_bit_of_any_kernel_is_noticed() {
             let of_kernel = cases().filter(|case| case.kernels.contains(&kernel.name));
             of_kernel
                 .into_iter()
-                .any(|case| turn.run(case, tokens, 1, 0).is_err())
+                .any(|case| run(&turn, case, tokens, 1, 0).is_err())
         };
         assert!(
             !notices(1) && !notices(7) && !notices(17),

@@ -122,7 +122,8 @@ impl Report<'_> {
     pub(crate) fn json(&self) -> Value {
         let roofline = self.roofline.map(|line| {
             json!({"threads": line.threads, "read_bytes_per_second": line.read, "copy_bytes_per_second": line.copy,
-                   "int8_operations_per_second": line.int8, "int8_with": line.int8_with})
+                   "int8_operations_per_second": line.int8, "int8_with": line.int8_with,
+                   "int8_operations_per_second_of_tiles": line.tiles})
         });
         let work = json!({
             "dense_bytes": self.work.dense_bytes, "expert_bytes": self.work.expert_bytes, "experts_used": self.work.used,
@@ -161,7 +162,7 @@ impl Report<'_> {
             ),
             // The rows of a token and a guess share weights in part; what they touch is not known.
             Test::Draft => return None,
-            Test::Prefill | Test::Fill => (row.rate() * self.work.int8 / line.int8, "of int8 peak"),
+            Test::Prefill | Test::Fill => (row.rate() * self.work.int8 / line.int8, "of int8 vector peak"),
         })
     }
 }
@@ -179,7 +180,7 @@ impl fmt::Display for Report<'_> {
         )?;
         writeln!(f, "loaded in {:.2} s", self.load.as_secs_f64())?;
         if let Some(line) = self.roofline {
-            writeln!(
+            write!(
                 f,
                 "this machine: reads {:.1} GB/s, copies {:.1} GB/s, int8 {:.0} GOP/s ({})",
                 line.read / 1e9,
@@ -187,12 +188,16 @@ impl fmt::Display for Report<'_> {
                 line.int8 / 1e9,
                 line.int8_with
             )?;
+            match line.tiles {
+                Some(tiles) => writeln!(f, ", {:.0} GOP/s (AMX tiles)", tiles / 1e9)?,
+                None => writeln!(f)?,
+            }
         }
         if let Some((line, matmuls)) = self.roofline.zip(self.matmuls) {
             let share = 100.0 * matmuls / line.int8;
             writeln!(
                 f,
-                "its products of 512 tokens: {:.0} GOP/s, {share:.0} % of int8 peak",
+                "its products of 512 tokens: {:.0} GOP/s, {share:.0} % of int8 vector peak",
                 matmuls / 1e9
             )?;
         }
