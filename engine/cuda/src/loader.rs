@@ -3,10 +3,11 @@
 use std::cell::RefCell;
 
 use ds4_gguf::{ModelConfig, Weights as Mapped};
-use ds4_kernels::Matrix;
 use ds4_kernels_cuda::matrix::Weights;
-use ds4_kernels_cuda::{Buffer, CudaError, Device, Element, Uploads, Way};
+use ds4_kernels_cuda::{Buffer, Device, Element, Uploads, Way};
 use ds4_model::{ModelError, tensor};
+
+use crate::tensors::{experts_of_tokens, failed};
 
 /// Copies tensors of one file to one device.
 pub(crate) struct Loader<'a> {
@@ -33,16 +34,8 @@ impl<'a> Loader<'a> {
         })
     }
 
-    #[allow(clippy::cast_possible_truncation)] // the config bounds every dimension
     pub(crate) fn matrix(&self, name: &str) -> Result<Weights, ModelError> {
-        let view = self.mapped.require(name)?;
-        let dims = &view.info.dims;
-        let rows: u64 = dims[1..].iter().product();
-        let matrix = Matrix::new(view.info.format, rows as usize, dims[0] as usize, view.data);
-        let matrix = matrix.map_err(|source| ModelError::Matrix {
-            name: name.to_owned(),
-            source,
-        })?;
+        let matrix = tensor::matrix(self.mapped, name)?;
         Weights::through(&mut self.uploads.borrow_mut(), &matrix).map_err(|error| failed(self.device, error))
     }
 
@@ -52,12 +45,7 @@ impl<'a> Loader<'a> {
 
     /// The experts of every token id.
     pub(crate) fn experts_of_tokens(&self, name: &str) -> Result<Buffer<i32>, ModelError> {
-        let table = tensor::expert_table(self.mapped, self.config, name)?;
-        let table: Vec<i32> = table
-            .into_iter()
-            .map(|expert| i32::try_from(expert).unwrap_or(i32::MAX))
-            .collect();
-        self.values(&table)
+        self.values(&experts_of_tokens(self.mapped, self.config, name)?)
     }
 
     fn values<T: Element>(&self, values: &[T]) -> Result<Buffer<T>, ModelError> {
@@ -75,14 +63,5 @@ impl<'a> Loader<'a> {
             .into_inner()
             .finish()
             .map_err(|error| failed(self.device, error))
-    }
-}
-
-/// A device's error as the model's.
-pub(crate) fn failed(device: &Device, error: CudaError) -> ModelError {
-    ModelError::Device {
-        device: device.facts().name.clone(),
-        fatal: error.is_sticky(),
-        source: Box::new(error),
     }
 }

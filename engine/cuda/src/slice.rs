@@ -11,10 +11,11 @@ use ds4_model::{KvLayout, ModelError, Numerics, Part, SliceInfo, ropes, stop};
 use crate::check;
 use crate::forward::BRIEF;
 use crate::load::{Head, Layer};
-use crate::loader::{Loader, failed};
+use crate::loader::Loader;
 use crate::outgoing::Outgoing;
 use crate::pass::Pass;
 use crate::room;
+use crate::tensors::failed;
 
 /// A loaded run of layers on a CUDA device. Calls take turns: the device computes one pass at a time.
 #[derive(Debug)]

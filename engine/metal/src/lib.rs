@@ -25,6 +25,8 @@ mod missing;
 mod select;
 #[path = "../../device/session.rs"]
 mod session;
+#[path = "../../device/tensors.rs"]
+mod tensors;
 #[path = "../../device/widened.rs"]
 mod widened;
 

@@ -11,8 +11,9 @@ use ds4_model::{KvLayout, ModelError, Numerics, Part, SliceInfo, ropes, stop};
 use crate::check;
 use crate::forward::BRIEF;
 use crate::load::{Head, Layer};
-use crate::loader::{Loader, failed};
+use crate::loader::Loader;
 use crate::pass::Pass;
+use crate::tensors::failed;
 
 /// A loaded run of layers on a Metal device. Calls take turns: the device computes one pass at a time.
 #[derive(Debug)]

@@ -31,10 +31,10 @@ pub mod stop;
 mod token_hash;
 mod trial;
 
-/// Small tensors as numbers, for back ends that load the file themselves.
+/// Tensors by name, for back ends that load the file themselves.
 pub mod tensor {
     pub use crate::layer::table as expert_table;
-    pub use crate::matrix::vector;
+    pub use crate::matrix::{matrix, vector};
 }
 
 pub use checkpoint::Checkpoint;

@@ -20,23 +20,17 @@ pub(crate) struct Weight {
 #[allow(clippy::cast_possible_truncation)] // the config bounds every dimension
 impl Weight {
     pub(crate) fn load(weights: &Weights, name: &str) -> Result<Self, ModelError> {
-        let view = weights.require(name)?;
+        let matrix = matrix(weights, name)?;
         let slot = weights
             .slot(name)
             .ok_or_else(|| ds4_gguf::GgufError::MissingTensor(name.to_owned()))?;
-        let dims = &view.info.dims;
-        let (cols, rows) = (dims[0] as usize, dims.get(1).map_or(1, |rows| *rows as usize));
+        let dims = &weights.view(slot).info.dims;
         let count = dims.get(2).map_or(1, |count| *count as usize);
-        let format = view.info.format;
-        Matrix::new(format, rows * count, cols, view.data).map_err(|source| ModelError::Matrix {
-            name: name.to_owned(),
-            source,
-        })?;
         Ok(Self {
             slot,
-            format,
-            rows,
-            cols,
+            format: matrix.format(),
+            rows: dims.get(1).map_or(1, |rows| *rows as usize),
+            cols: matrix.cols(),
             count,
         })
     }
@@ -77,6 +71,22 @@ impl Weight {
     pub(crate) fn row(&self, weights: &Weights, row: usize, out: &mut [f32]) {
         dequantize_row(self.format, self.part(weights, row, 1).row(0), out);
     }
+}
+
+/// A tensor where it is mapped; the matrices of a third dimension are stacked.
+///
+/// # Errors
+/// When the tensor is missing or its bytes do not fit its shape.
+#[allow(clippy::cast_possible_truncation)] // the config bounds every dimension
+pub fn matrix<'a>(weights: &'a Weights, name: &str) -> Result<Matrix<'a>, ModelError> {
+    let view = weights.require(name)?;
+    let dims = &view.info.dims;
+    let rows: u64 = dims[1..].iter().product();
+    let matrix = Matrix::new(view.info.format, rows as usize, dims[0] as usize, view.data);
+    matrix.map_err(|source| ModelError::Matrix {
+        name: name.to_owned(),
+        source,
+    })
 }
 
 /// All values of a tensor, for norms, biases and other small ones.
