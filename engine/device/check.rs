@@ -2,7 +2,7 @@
 
 use crate::kernels::{Arena, DeviceError};
 use ds4_gguf::{Gguf, LayerSpan, ModelConfig};
-use ds4_model::{ModelError, Numerics};
+use ds4_model::{ModelError, Numerics, check_span};
 
 use crate::DEVICE;
 
@@ -19,13 +19,7 @@ pub(crate) fn config(gguf: &Gguf, span: LayerSpan, numerics: Numerics) -> Result
         });
     }
     let config = ModelConfig::from_gguf(gguf)?;
-    if span.last >= config.n_layer || span.first > span.last {
-        let owned = LayerSpan::full(config.n_layer);
-        return Err(ModelError::Span {
-            asked: span.to_string(),
-            owned,
-        });
-    }
+    check_span(&config, span)?;
     Ok(config)
 }
 
@@ -47,8 +41,8 @@ impl Need {
 
     /// Refuses what does not fit `free` bytes of `total`.
     pub(crate) fn check(self, (free, total): (u64, u64)) -> Result<(), DeviceError> {
-        let Self { weights, graphs, .. } = self;
-        let (scratch, asked) = (self.scratch(), weights + self.scratch() + graphs);
+        let (Self { weights, graphs, .. }, scratch) = (self, self.scratch());
+        let asked = weights + scratch + graphs;
         if asked <= free {
             return Ok(());
         }

@@ -3,7 +3,7 @@
 use crate::kernels::hyper::{self, Mixing};
 use crate::kernels::{Arena, DeviceError, embedding, norm};
 use ds4_gguf::ModelConfig;
-use ds4_model::{Hidden, ModelError, ModelSlice, Part, SliceInfo};
+use ds4_model::{Hidden, ModelError, ModelSlice, Part, SliceInfo, in_passes};
 
 use crate::input::Input;
 use crate::load::{Head, Hyper};
@@ -43,18 +43,9 @@ impl ModelSlice for Loaded {
         for part in &*parts {
             self.check_positions(part)?;
         }
-        let (width, mut streams) = (hidden.width(), hidden.as_mut_slice());
-        if tokens <= Self::PASS {
-            return self.pass(parts, streams);
-        }
-        for part in parts {
-            for tokens in part.tokens.chunks(Self::PASS) {
-                let (chunk, rest) = streams.split_at_mut(tokens.len() * width);
-                self.pass(&mut [Part { tokens, kv: part.kv }], chunk)?;
-                streams = rest;
-            }
-        }
-        Ok(())
+        in_passes(Self::PASS, parts, hidden, |parts, streams| {
+            self.pass(parts, streams)
+        })
     }
 
     fn logits_batch(&self, hidden: &Hidden, tokens: &[usize]) -> Result<Vec<f32>, ModelError> {
@@ -62,10 +53,7 @@ impl ModelSlice for Loaded {
             .head
             .as_ref()
             .ok_or_else(|| self.info.lacks("output (the head)"))?;
-        let needed = tokens.iter().map(|token| token + 1).max().unwrap_or(0);
-        if needed > hidden.tokens() || hidden.width() != self.info.config.hidden_width() {
-            self.info.check_hidden(hidden, needed)?;
-        }
+        self.info.check_rows(hidden, tokens)?;
         let streams: Vec<f32> = tokens
             .iter()
             .flat_map(|token| hidden.token(*token))

@@ -9,7 +9,8 @@ use ds4_kernels::{Backend, Buffers};
 use crate::draft::{DraftHead, Drafter};
 use crate::layer::{Hyper, Layer};
 use crate::matrix::{Weight, vector};
-use crate::pass::Pass;
+use crate::pass::{Pass, in_passes};
+use crate::slice::check_span;
 use crate::{Hidden, KvLayout, ModelError, ModelSlice, Numerics, Part, SliceInfo, stop};
 
 /// Tokens that go through all layers together: bounds the memory of a long chunk's activations. Weights are read once per so many tokens,
@@ -53,12 +54,7 @@ impl<B: Backend> Graph<B> {
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self, ModelError> {
         let config = ModelConfig::from_gguf(gguf)?;
-        if span.last >= config.n_layer || span.first > span.last {
-            return Err(ModelError::Span {
-                asked: span.to_string(),
-                owned: LayerSpan::full(config.n_layer),
-            });
-        }
+        check_span(&config, span)?;
         let weights = Weights::map(gguf, &config, span, progress)?;
         let layers = span
             .layers()
@@ -274,26 +270,12 @@ impl<B: Backend> ModelSlice for Graph<B> {
         self.info.check_parts(parts)?;
         let tokens = parts.iter().map(|part| part.tokens.len()).sum();
         self.info.check_hidden(hidden, tokens)?;
-        let (width, mut streams) = (hidden.width(), hidden.as_mut_slice());
-        if tokens <= PASS {
-            return self.pass(parts, streams);
-        }
-        for part in parts {
-            for tokens in part.tokens.chunks(PASS) {
-                let (chunk, rest) = streams.split_at_mut(tokens.len() * width);
-                self.pass(&mut [Part { tokens, kv: part.kv }], chunk)?;
-                streams = rest;
-            }
-        }
-        Ok(())
+        in_passes(PASS, parts, hidden, |parts, streams| self.pass(parts, streams))
     }
 
     fn logits_batch(&self, hidden: &Hidden, tokens: &[usize]) -> Result<Vec<f32>, ModelError> {
         let head = self.output_head()?;
-        let needed = tokens.iter().map(|token| token + 1).max().unwrap_or(0);
-        if needed > hidden.tokens() || hidden.width() != self.config().hidden_width() {
-            self.info.check_hidden(hidden, needed)?;
-        }
+        self.info.check_rows(hidden, tokens)?;
         let of_tokens: Vec<&[f32]> = tokens.iter().map(|token| hidden.token(*token)).collect();
         self.scores(&self.mixed(&head.hyper, &head.norm, &of_tokens.concat()))
     }

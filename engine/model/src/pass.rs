@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use ds4_kernels::ops::rope::{Rope, Rotation};
 
-use crate::Kv;
+use crate::{Hidden, Kv};
 
 /// Some tokens of one session, at the frontier of its KV: a chunk of a prompt, or the next token alone.
 #[derive(Debug)]
@@ -13,6 +13,31 @@ pub struct Part<'a> {
     pub tokens: &'a [u32],
     /// Extended by the pass.
     pub kv: &'a mut Kv,
+}
+
+/// Runs `pass` over all tokens of the parts and their streams: together where they are at most `most`, else part by part, so many at a time.
+///
+/// # Errors
+/// Those of `pass`; what went before has been computed.
+pub fn in_passes<E>(
+    most: usize,
+    parts: &mut [Part<'_>],
+    hidden: &mut Hidden,
+    mut pass: impl FnMut(&mut [Part<'_>], &mut [f32]) -> Result<(), E>,
+) -> Result<(), E> {
+    let (tokens, width) = (hidden.tokens(), hidden.width());
+    let mut streams = hidden.as_mut_slice();
+    if tokens <= most {
+        return pass(parts, streams);
+    }
+    for part in parts {
+        for tokens in part.tokens.chunks(most) {
+            let (chunk, rest) = streams.split_at_mut(tokens.len() * width);
+            pass(&mut [Part { tokens, kv: part.kv }], chunk)?;
+            streams = rest;
+        }
+    }
+    Ok(())
 }
 
 /// All tokens of a pass in one row, part after part. Everything but the KV looks at this row alone.

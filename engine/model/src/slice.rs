@@ -60,6 +60,18 @@ impl SliceInfo {
         })
     }
 
+    /// Whether `hidden` has the streams of these tokens.
+    ///
+    /// # Errors
+    /// With the shape that it must have at least.
+    pub fn check_rows(&self, hidden: &Hidden, tokens: &[usize]) -> Result<(), ModelError> {
+        let needed = tokens.iter().map(|token| token + 1).max().unwrap_or(0);
+        if needed > hidden.tokens() || hidden.width() != self.config.hidden_width() {
+            return self.check_hidden(hidden, needed);
+        }
+        Ok(())
+    }
+
     /// Whether the vocabulary has every token.
     ///
     /// # Errors
@@ -87,6 +99,20 @@ impl SliceInfo {
             owned: self.span,
         }
     }
+}
+
+/// Whether a model of `config` has the layers of `span`.
+///
+/// # Errors
+/// With those that it has.
+pub fn check_span(config: &ModelConfig, span: LayerSpan) -> Result<(), ModelError> {
+    if span.first <= span.last && span.last < config.n_layer {
+        return Ok(());
+    }
+    Err(ModelError::Span {
+        asked: span.to_string(),
+        owned: LayerSpan::full(config.n_layer),
+    })
 }
 
 /// A loaded run of layers. All calls compute and block; call them off the event loop.
