@@ -30,6 +30,8 @@ mod placement;
 mod plain;
 mod pool;
 mod product;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod q4_k;
 mod roofline;
 mod shared;
 mod tiled;

@@ -136,17 +136,6 @@ pub(crate) fn q4_k(block: &[u8; 144], chunk: usize) -> __m512i {
     _mm512_and_si512(shifted, _mm512_set1_epi8(15))
 }
 
-/// The eight six-bit scales, and the eight minimums, of a `Q4_K` block as bytes.
-#[inline]
-pub(crate) fn q4_k_scales(block: &[u8; 144]) -> (u64, u64) {
-    let word = |at: usize| u32::from_le_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]]);
-    let (a, b, c) = (word(4), word(8), word(12));
-    let (six, two) = (0x3f3f_3f3f, 0x0303_0303);
-    let scales = u64::from(a & six) | u64::from(c & 0x0f0f_0f0f | (a >> 6 & two) << 4) << 32;
-    let minimums = u64::from(b & six) | u64::from(c >> 4 & 0x0f0f_0f0f | (b >> 6 & two) << 4) << 32;
-    (scales, minimums)
-}
-
 /// An `IQ2_XXS` block: eight groups of four grid indices, four sign fields of seven bits and a scale of four bits.
 #[derive(Clone, Copy)]
 pub(crate) struct Iq2 {

@@ -14,10 +14,11 @@ use std::ops::Range;
 use ds4_kernels::Format;
 
 use super::ahead::{Ahead, OF_HALF};
-use super::chunk::{CHUNK, Iq2, load16, mxfp4, q2_k_scaled, q4_k, q4_k_scales};
+use super::chunk::{CHUNK, Iq2, load16, mxfp4, q2_k_scaled, q4_k};
 use super::fold::{transpose, transpose_quarters};
 use crate::operands::Rows;
 use crate::panel::{LANES, Line, Panel};
+use crate::q4_k;
 
 /// Groups of 32 values of a chunk.
 const GROUPS: usize = CHUNK / 32;
@@ -89,11 +90,11 @@ fn q4_k_panel(rows: &[&[[u8; 144]]; LANES], panel: &mut Panel, half: usize, ahea
     halves(&mut panel.d, half, rows, 0);
     halves(&mut panel.dmin, half, rows, 2);
     groups(&mut panel.steps, half, |row, block| {
-        dwords(q4_k_scales(&rows[row][block]).0)
+        dwords(q4_k::scales(&rows[row][block]).0)
     });
     // One minimum to 32 values is the same to both of their groups of 16.
     groups(&mut panel.minimums, half, |row, block| {
-        let minimums = dwords(q4_k_scales(&rows[row][block]).1);
+        let minimums = dwords(q4_k::scales(&rows[row][block]).1);
         _mm256_or_si256(minimums, _mm256_slli_epi32::<16>(minimums))
     });
 }

@@ -17,9 +17,10 @@ use std::array::from_fn;
 
 use ds4_kernels::Format;
 
-use super::chunk::{CHUNK, Iq2, load16, load32, load64, mxfp4_block, q2_k, q2_k_steps, q4_k, q4_k_scales};
+use super::chunk::{CHUNK, Iq2, load16, load32, load64, mxfp4_block, q2_k, q2_k_steps, q4_k};
 use super::fold::{sums_of_wide, sums8};
 use crate::operands::{Put, ROWS, Rows, Token};
+use crate::q4_k;
 
 /// Rows side by side: the lanes of 256 bits.
 const EIGHT: usize = 8;
@@ -250,7 +251,7 @@ fn minimums_q2_k(block: &[u8; 84]) -> __m256i {
 #[inline]
 #[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
 fn four<const T: usize>(block: &[u8; 144], x: &[&[i8; 256]; T]) -> [__m512i; T] {
-    let steps = _mm_cvtsi64_si128(q4_k_scales(block).0.cast_signed());
+    let steps = _mm_cvtsi64_si128(q4_k::scales(block).0.cast_signed());
     let steps = _mm512_castsi256_si512(_mm256_cvtepu8_epi32(steps));
     // Steps 0 and 1 for the first chunk: 32 values are 8 lanes.
     let mut of_chunk = _mm512_set_epi32(1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0);
@@ -270,7 +271,7 @@ fn four<const T: usize>(block: &[u8; 144], x: &[&[i8; 256]; T]) -> [__m512i; T] 
 #[inline]
 #[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
 fn minimums_q4_k(block: &[u8; 144]) -> __m256i {
-    let minimums = _mm_cvtsi64_si128(q4_k_scales(block).1.cast_signed());
+    let minimums = _mm_cvtsi64_si128(q4_k::scales(block).1.cast_signed());
     let minimums = _mm256_cvtepu8_epi32(minimums);
     _mm256_or_si256(minimums, _mm256_slli_epi32::<16>(minimums))
 }

@@ -7,6 +7,7 @@ use ds4_kernels::E2M1_DOUBLED;
 use ds4_kernels::grid::GRID;
 
 use super::bytes::{array, bits, eights, halves, load16, load32, signed, word, zeros};
+use crate::q4_k;
 
 /// Rows whose numbers are read at once.
 pub(super) const FOUR: usize = 4;
@@ -162,9 +163,7 @@ impl Weights<144> for Q4K {
 
     #[inline(always)]
     fn steps(block: &[u8; 144]) -> [u8; 8] {
-        let [a, _, c] = q4_k_words(block);
-        let high = c & 0x0f0f_0f0f | (a >> 6 & 0x0303_0303) << 4;
-        (u64::from(a & 0x3f3f_3f3f) | u64::from(high) << 32).to_le_bytes()
+        q4_k::scales(block).0.to_le_bytes()
     }
 
     #[inline(always)]
@@ -185,12 +184,9 @@ impl Weights<144> for Q4K {
     /// One minimum to 32 values is the same to both of their 16.
     #[inline(always)]
     fn minimums(block: &[u8; 144]) -> int8x16_t {
-        let [_, b, c] = q4_k_words(block);
-        let high = c >> 4 & 0x0f0f_0f0f | (b >> 6 & 0x0303_0303) << 4;
-        let eight = u64::from(b & 0x3f3f_3f3f) | u64::from(high) << 32;
         // SAFETY: NEON is there on every target of this module.
         unsafe {
-            let eight = vcreate_s8(eight);
+            let eight = vcreate_s8(q4_k::scales(block).1);
             vcombine_s8(vzip1_s8(eight, eight), vzip2_s8(eight, eight))
         }
     }
@@ -199,12 +195,6 @@ impl Weights<144> for Q4K {
     fn minimum_scales(blocks: &[&[u8; 144]; FOUR]) -> float32x4_t {
         halves(blocks, 2)
     }
-}
-
-/// Twelve bytes with eight steps and eight minimums of six bits.
-#[inline(always)]
-fn q4_k_words(block: &[u8; 144]) -> [u32; 3] {
-    from_fn(|i| word(block, 4 + 4 * i))
 }
 
 impl Weights<66> for Iq2Xxs {
