@@ -32,6 +32,12 @@ impl Hidden {
         &self.values
     }
 
+    /// All values, given away.
+    #[must_use]
+    pub fn into_vec(self) -> Vec<f32> {
+        self.values
+    }
+
     /// All values, for the layers to work on.
     pub fn as_mut_slice(&mut self) -> &mut [f32] {
         &mut self.values

@@ -77,19 +77,30 @@ impl Chunk {
             Some(hidden) => hidden,
             None => slice.embed(&self.tokens)?,
         };
-        if piece.len() == self.tokens.len() {
-            slice.forward(&self.tokens, &mut hidden, kv)?;
-        } else {
-            let width = hidden.width();
-            let rows = &mut hidden.as_mut_slice()[piece.start * width..piece.end * width];
-            let mut part = Hidden::from_vec(width, rows.to_vec())
-                .ok_or_else(|| slice.info().lacks("hidden states of width 0"))?;
-            slice.forward(&self.tokens[piece], &mut part, kv)?;
-            rows.copy_from_slice(part.as_slice());
-        }
+        forward_piece(slice, &self.tokens, piece, &mut hidden, kv)?;
         self.hidden = Some(hidden);
         Ok(())
     }
+}
+
+/// Runs the layers of `kv` over a piece of some tokens, whose streams are `hidden`. Blocks.
+pub(crate) fn forward_piece(
+    slice: &dyn ModelSlice,
+    tokens: &[u32],
+    piece: Range<usize>,
+    hidden: &mut Hidden,
+    kv: &mut Kv,
+) -> Result<(), ModelError> {
+    if piece.len() == tokens.len() {
+        return slice.forward(tokens, hidden, kv);
+    }
+    let width = hidden.width();
+    let rows = &mut hidden.as_mut_slice()[piece.start * width..piece.end * width];
+    let mut part = Hidden::from_vec(width, rows.to_vec())
+        .ok_or_else(|| slice.info().lacks("hidden states of width 0"))?;
+    slice.forward(&tokens[piece], &mut part, kv)?;
+    rows.copy_from_slice(part.as_slice());
+    Ok(())
 }
 
 #[cfg(test)]

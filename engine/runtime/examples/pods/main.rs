@@ -12,6 +12,7 @@ mod pipeline;
 mod pods;
 mod raw;
 mod throughput;
+mod timed;
 
 use std::collections::BTreeMap;
 

@@ -1,5 +1,6 @@
 //! A stage as a process of its own, an engine here, and what is asked of them.
 
+use std::io::Write;
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
@@ -17,13 +18,14 @@ use ds4_runtime::{
 use ds4_synth::{Dims, Preset};
 use ds4_telemetry::metrics::{Metrics, WireLabel};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
-use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpListener;
-use tokio::process::{Child, Command};
+use tokio::process::{Child, ChildStdout, Command};
 
 use crate::Options;
 use crate::made::Made;
 use crate::raw;
+use crate::timed::{Timed, Times};
 
 /// Layers before the output pod's own, as in upstream's measured split.
 pub const SPLIT: usize = 22;
@@ -127,7 +129,7 @@ pub fn certify(folder: &Path) {
     std::fs::write(folder.join("ca.crt"), authority.pem()).unwrap();
 }
 
-/// `stage`: serves until its standard input closes.
+/// `stage`: serves until its standard input has a line or closes, then says what its chunks have taken.
 pub async fn serve(options: &Options) {
     let (first, last) = (options.number("first", 0), options.number("last", SPLIT - 1));
     let (listener, raw) = (
@@ -139,7 +141,8 @@ pub async fn serve(options: &Options) {
         ..StageOptions::default()
     };
     let tls = server_options.tls.clone();
-    let server = StageServer::new(slice(options, first, last), server_options);
+    let slice = Timed::of(slice(options, first, last));
+    let server = StageServer::new(slice.clone(), server_options);
     println!("{} {}", listener.local_addr().unwrap(), raw.local_addr().unwrap());
     tokio::spawn(raw::serve(raw, tls));
     let parent_gone = async {
@@ -150,6 +153,8 @@ pub async fn serve(options: &Options) {
         served = server.serve(listener, std::future::pending()) => served.unwrap(),
         () = parent_gone => {}
     }
+    // Most measurements do not ask, and are gone.
+    let _ = writeln!(std::io::stdout(), "{}", serde_json::json!(slice.take()));
 }
 
 /// A stage's process and where it is.
@@ -157,7 +162,19 @@ pub struct Pod {
     pub endpoint: String,
     pub raw: String,
     pub pid: u32,
-    _child: Child,
+    child: Child,
+    output: BufReader<ChildStdout>,
+}
+
+impl Pod {
+    /// Ends it; what its chunks have taken.
+    pub async fn times(mut self) -> Times {
+        let mut input = self.child.stdin.take().unwrap();
+        input.write_all(b"\n").await.unwrap();
+        let mut line = String::new();
+        self.output.read_line(&mut line).await.unwrap();
+        serde_json::from_str(&line).unwrap()
+    }
 }
 
 /// Starts a stage of layers `first..=last` on processor `cpu`.
@@ -190,14 +207,15 @@ pub async fn spawn(options: &Options, first: usize, last: usize, cpu: Option<&st
         .spawn()
         .unwrap();
     let mut line = String::new();
-    let stdout = child.stdout.take().unwrap();
-    BufReader::new(stdout).read_line(&mut line).await.unwrap();
+    let mut output = BufReader::new(child.stdout.take().unwrap());
+    output.read_line(&mut line).await.unwrap();
     let (endpoint, raw) = line.trim().split_once(' ').expect("two addresses");
     Pod {
         endpoint: endpoint.to_owned(),
         raw: raw.to_owned(),
         pid: child.id().unwrap(),
-        _child: child,
+        child,
+        output,
     }
 }
 
@@ -228,6 +246,16 @@ pub async fn engine(
     } else {
         real
     };
+    engine_of(whole, own, stages, engine_options).await
+}
+
+/// The same for a model that is loaded.
+pub async fn engine_of(
+    whole: Arc<dyn ModelSlice>,
+    own: usize,
+    stages: Vec<String>,
+    engine_options: EngineOptions,
+) -> Arc<Engine> {
     let last = whole.info().config.n_layer - 1;
     let own = LayerSpan {
         first: own,
@@ -239,7 +267,8 @@ pub async fn engine(
     engine
 }
 
-fn load_all(model: &Path) -> Arc<dyn ModelSlice> {
+/// All layers.
+pub fn load_all(model: &Path) -> Arc<dyn ModelSlice> {
     let layers = ds4_gguf::ModelConfig::from_gguf(&Gguf::open(model).unwrap())
         .unwrap()
         .n_layer;

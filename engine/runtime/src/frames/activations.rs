@@ -1,32 +1,47 @@
 //! A chunk's activations as frames.
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use ds4_model::{Hidden, TokenHash};
 use ds4_proto::v1::ActivationFrame;
 
 use super::{Difference, differs, size_of_chunk};
 use crate::chunk::Chunk;
 
+const _: () = assert!(
+    cfg!(target_endian = "little"),
+    "activations travel as they lie in memory"
+);
+
+/// Values as the bytes that they are. A chunk of Flash has 33 MB of them: they are copied only where they leave the process.
+struct Values(Vec<f32>);
+
+impl AsRef<[u8]> for Values {
+    fn as_ref(&self) -> &[u8] {
+        bytemuck::cast_slice(&self.0)
+    }
+}
+
+/// Frames of at most `frame_bytes` that a chunk of `tokens` tokens of `width` values makes.
+pub(crate) const fn frames_of_chunk(tokens: usize, width: usize, frame_bytes: usize) -> usize {
+    (tokens * width * size_of::<f32>()).div_ceil(frame_bytes)
+}
+
 /// A computed chunk as frames of at most `frame_bytes`; the first carries the tokens.
 pub(crate) fn activation_frames(
     session: &str,
     epoch: u64,
-    chunk: &Chunk,
+    mut chunk: Chunk,
     frame_bytes: usize,
-) -> Vec<ActivationFrame> {
-    let values = chunk.hidden.as_ref().map_or(&[][..], Hidden::as_slice);
-    let mut bytes = BytesMut::with_capacity(values.len() * 4);
-    values
-        .iter()
-        .for_each(|value| bytes.extend_from_slice(&value.to_le_bytes()));
-    let bytes = bytes.freeze();
+) -> impl Iterator<Item = ActivationFrame> + use<> {
+    let values = chunk.hidden.take().map(Hidden::into_vec).unwrap_or_default();
+    let bytes = Bytes::from_owner(Values(values));
     let total = bytes.len() as u64;
-    let pieces = pieces(&bytes, frame_bytes);
-    let frame = |(i, (offset, data)): (usize, (usize, Bytes))| ActivationFrame {
-        session: session.to_owned(),
+    let session = session.to_owned();
+    let frame = move |(offset, data): (usize, Bytes)| ActivationFrame {
+        session: session.clone(),
         epoch,
         start: chunk.start,
-        tokens: if i == 0 { chunk.tokens.clone() } else { Vec::new() },
+        tokens: std::mem::take(&mut chunk.tokens),
         hash_before: chunk.hash_before.value(),
         last: chunk.last,
         offset: offset as u64,
@@ -34,13 +49,22 @@ pub(crate) fn activation_frames(
         crc32c: crc32c::crc32c(&data),
         data,
     };
-    pieces.enumerate().map(frame).collect()
+    pieces(bytes, frame_bytes).map(frame)
 }
 
-fn pieces(bytes: &Bytes, size: usize) -> impl Iterator<Item = (usize, Bytes)> + '_ {
+fn pieces(bytes: Bytes, size: usize) -> impl Iterator<Item = (usize, Bytes)> {
     (0..bytes.len())
         .step_by(size.max(1))
         .map(move |at| (at, bytes.slice(at..(at + size).min(bytes.len()))))
+}
+
+/// A chunk whose pieces come.
+#[derive(Debug)]
+struct Open {
+    chunk: Chunk,
+    values: Vec<f32>,
+    /// Bytes of them that are here.
+    filled: usize,
 }
 
 /// Puts a chunk's pieces together again.
@@ -48,7 +72,7 @@ fn pieces(bytes: &Bytes, size: usize) -> impl Iterator<Item = (usize, Bytes)> + 
 pub(crate) struct Assembler {
     width: usize,
     most_tokens: usize,
-    open: Option<(Chunk, Vec<u8>, usize)>,
+    open: Option<Open>,
 }
 
 impl Assembler {
@@ -77,38 +101,38 @@ impl Assembler {
         if self.open.is_none() {
             self.open = Some(self.begin(&frame)?);
         }
-        let Some((chunk, bytes, total)) = &mut self.open else {
+        let Some(open) = &mut self.open else {
             return Ok(None);
         };
-        if frame.start != chunk.start {
-            return Err(differs("start of an activation piece", chunk.start, frame.start));
+        if frame.start != open.chunk.start {
+            let expected = open.chunk.start;
+            return Err(differs("start of an activation piece", expected, frame.start));
         }
-        if frame.offset != bytes.len() as u64 || bytes.len() + frame.data.len() > *total {
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut open.values);
+        let end = open.filled + frame.data.len();
+        if frame.offset != open.filled as u64 || end > bytes.len() {
             return Err(differs(
                 "offset of an activation piece",
-                bytes.len(),
+                open.filled,
                 frame.offset,
             ));
         }
-        bytes.extend_from_slice(&frame.data);
-        if bytes.len() < *total {
+        bytes[open.filled..end].copy_from_slice(&frame.data);
+        open.filled = end;
+        if end < bytes.len() {
             return Ok(None);
         }
-        let Some((mut chunk, bytes, _)) = self.open.take() else {
-            return Ok(None);
-        };
-        let values = bytes
-            .chunks_exact(4)
-            .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-            .collect();
-        chunk.hidden = Hidden::from_vec(self.width, values);
-        Ok(Some(chunk))
+        Ok(self.open.take().map(|open| Chunk {
+            hidden: Hidden::from_vec(self.width, open.values),
+            ..open.chunk
+        }))
     }
 
     /// Checks the announced size before any of it is allocated.
-    fn begin(&self, frame: &ActivationFrame) -> Result<(Chunk, Vec<u8>, usize), Difference> {
+    fn begin(&self, frame: &ActivationFrame) -> Result<Open, Difference> {
         size_of_chunk(frame.tokens.len(), self.most_tokens)?;
-        let total = frame.tokens.len() * self.width * 4;
+        let values = frame.tokens.len() * self.width;
+        let total = values * size_of::<f32>();
         if frame.total != total as u64 {
             return Err(differs("bytes of a chunk's activations", total, frame.total));
         }
@@ -120,7 +144,11 @@ impl Assembler {
             last: frame.last,
             hidden: None,
         };
-        Ok((chunk, Vec::with_capacity(total), total))
+        Ok(Open {
+            chunk,
+            values: vec![0.0; values],
+            filled: 0,
+        })
     }
 }
 
@@ -144,8 +172,9 @@ mod tests {
     #[test]
     fn a_chunk_larger_than_a_frame_arrives_as_it_was() {
         let chunk = chunk(5, FRAME_BYTES / 4 / 2);
-        let frames = activation_frames("s", 1, &chunk, FRAME_BYTES);
+        let frames: Vec<_> = activation_frames("s", 1, chunk.clone(), FRAME_BYTES).collect();
         assert_eq!(frames.len(), 3);
+        assert_eq!(frames_of_chunk(5, FRAME_BYTES / 4 / 2, FRAME_BYTES), 3);
         let mut assembler = Assembler::new(FRAME_BYTES / 8, 5);
         let mut whole = None;
         for frame in frames {
@@ -161,7 +190,7 @@ mod tests {
 
     #[test]
     fn a_flipped_bit_a_wrong_total_and_a_missing_piece_are_refused_by_name() {
-        let sound = activation_frames("s", 1, &chunk(5, FRAME_BYTES / 8), FRAME_BYTES);
+        let sound: Vec<_> = activation_frames("s", 1, chunk(5, FRAME_BYTES / 8), FRAME_BYTES).collect();
         let refusal = |frames: Vec<ActivationFrame>| {
             let mut assembler = Assembler::new(FRAME_BYTES / 8, 5);
             frames

@@ -5,7 +5,7 @@ mod receiver;
 mod sender;
 mod spare;
 
-pub(crate) use activations::{Assembler, activation_frames};
+pub(crate) use activations::{Assembler, activation_frames, frames_of_chunk};
 pub(crate) use receiver::{Receiver, Refusal};
 pub(crate) use sender::{Sender, Work};
 

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use ds4_model::{CompleteKv, Hidden, ModelSlice, TokenHash};
 use ds4_proto::v1::{ActivationFrame, OpenReply, OpenRequest, SessionRequest};
 use ds4_telemetry::propagation;
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tonic::{Code, Request, Streaming};
 use tracing::{Instrument, Span};
@@ -303,7 +304,7 @@ impl Attempt<'_> {
         })
     }
 
-    /// Computes the own layers of every chunk as it arrives.
+    /// Computes the own layers of every chunk as it arrives, and takes the next one meanwhile.
     async fn compute(&self, progress: Progress) -> Result<(Hidden, Instant), RouteError> {
         let Some(hop) = self.route.hops.last() else {
             return Err(RouteError::Layers {
@@ -314,14 +315,33 @@ impl Attempt<'_> {
         let mut stream = self.deliver(hop.clone()).await?;
         let width = self.work.slice.info().config.hidden_width();
         let mut assembler = Assembler::new(width, self.route.options.chunk_tokens);
-        loop {
-            let chunk = self.chunk(&hop.endpoint, &mut stream, &mut assembler).await?;
-            let last = chunk.last;
-            let hidden = self.compute_chunk(&hop.endpoint, chunk, &progress).await?;
-            if last {
-                return Ok((hidden, Instant::now()));
+        let (arrived, mut next) = mpsc::channel(1);
+        let arrivals = async {
+            let arrived = arrived;
+            // Nobody takes them any more only when computing failed, and that is told.
+            while let Ok(place) = arrived.reserve().await {
+                let chunk = self.chunk(&hop.endpoint, &mut stream, &mut assembler).await?;
+                let last = chunk.last;
+                place.send(chunk);
+                if last {
+                    break;
+                }
             }
-        }
+            Ok::<_, RouteError>(())
+        };
+        let computing = async {
+            let mut computed = None;
+            while let Some(chunk) = next.recv().await {
+                let hidden = self.compute_chunk(&hop.endpoint, chunk, &progress).await?;
+                computed = Some((hidden, Instant::now()));
+            }
+            Ok::<_, RouteError>(computed)
+        };
+        let ((), computed) = tokio::try_join!(arrivals, computing)?;
+        computed.ok_or_else(|| RouteError::Refused {
+            endpoint: hop.endpoint.clone(),
+            reason: "activations: expected a chunk, found none".into(),
+        })
     }
 
     async fn deliver(&self, mut hop: Hop) -> Result<Streaming<ActivationFrame>, RouteError> {

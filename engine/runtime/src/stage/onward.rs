@@ -40,7 +40,7 @@ impl Onward {
         let client = dialer.stage(&hop, terms.timeout, Link::Hop);
         let mut client =
             client.map_err(|error| Status::unavailable(format!("next hop {hop}: not reachable: {error}")))?;
-        let (frames, outgoing) = mpsc::channel(terms.window);
+        let (frames, outgoing) = mpsc::channel(deliver.max_capacity());
         let mut request = Request::new(ReceiverStream::new(outgoing));
         propagation::inject(span, request.metadata_mut());
         let reply = AbortOnDropHandle::new(tokio::spawn(async move { client.forward(request).await }));

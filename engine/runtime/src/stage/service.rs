@@ -22,7 +22,7 @@ use super::session::{Session, Terms};
 use super::worker::{Ends, Shared, Worker};
 use crate::Identity;
 use crate::chunk::Chunk;
-use crate::frames::{Assembler, from_token_chunk};
+use crate::frames::{Assembler, frames_of_chunk, from_token_chunk};
 
 /// KV frames that may wait for the output pod; with the frame's size this bounds a session's send buffer.
 const HANDOFF_FRAMES: usize = 16;
@@ -99,7 +99,10 @@ impl Service {
         let info = self.shared.slice.info();
         let terms = Terms::new(request, info.span);
         let (input, chunks) = mpsc::channel(terms.window);
-        let (deliver, delivered) = mpsc::channel(terms.window);
+        let width = info.config.hidden_width();
+        // A whole chunk, so that it goes out while the next one is computed.
+        let places = frames_of_chunk(terms.chunk_tokens, width, terms.frame_bytes);
+        let (deliver, delivered) = mpsc::channel(places.max(1));
         let (handoffs, handed): (Vec<_>, Vec<_>) = terms
             .streams
             .iter()

@@ -127,9 +127,10 @@ impl Worker {
                 computed: Instant::now(),
                 sent: handoff.sent(),
             };
-            self.send(&mut onward, &chunk).await?;
+            let last = chunk.last;
+            self.send(&mut onward, chunk).await?;
             handoff.offer(&kv).await;
-            if chunk.last {
+            if last {
                 break tail;
             }
         };
@@ -227,7 +228,8 @@ impl Worker {
         Ok((chunk, kv))
     }
 
-    async fn send(&mut self, onward: &mut Onward, chunk: &Chunk) -> Result<(), Status> {
+    /// Hands a chunk to the next hop's stream, where it may lie while the next one is computed.
+    async fn send(&mut self, onward: &mut Onward, chunk: Chunk) -> Result<(), Status> {
         let end = chunk.start + chunk.tokens.len() as u64;
         if onward.delivers() && end <= self.terms.held {
             // The output pod has computed its layers of these tokens itself.

@@ -7,6 +7,7 @@ use tokio::sync::oneshot;
 
 use super::super::schedule::{Flow, Kind, Piece, Waiting};
 use super::Uncomputed;
+use crate::chunk::forward_piece;
 use crate::shards::Shards;
 
 pub(crate) type Done = oneshot::Sender<Result<Hidden, Uncomputed>>;
@@ -26,29 +27,29 @@ pub(crate) struct Chunk {
     /// Position of the next token to compute, and of the chunk's end.
     next: usize,
     end: usize,
-    /// Streams of the chunk's tokens before the own layers; none: these begin with the embedding.
-    before: Option<Hidden>,
     start: usize,
-    /// Streams after them, so far.
+    /// Streams of the chunk's tokens where stages came before: after the own layers those up to `next`, before them the others.
+    streams: Option<Hidden>,
+    /// Streams of the tokens up to `next` where none came before.
     after: Vec<f32>,
     pub(super) passed: u32,
     done: Done,
 }
 
 impl Chunk {
-    /// Tokens `start..end` of the prompt; `before` are their streams where stages came before.
+    /// Tokens `start..end` of the prompt; `streams` are theirs where stages came before, otherwise they begin with the embedding.
     pub(crate) const fn new(
         member: Member,
         (start, end): (usize, usize),
-        before: Option<Hidden>,
+        streams: Option<Hidden>,
         done: Done,
     ) -> Self {
         Self {
             member,
             next: start,
             end,
-            before,
             start,
+            streams,
             after: Vec::new(),
             passed: 0,
             done,
@@ -56,7 +57,7 @@ impl Chunk {
     }
 
     pub(super) const fn kind(&self) -> Kind {
-        if self.before.is_none() {
+        if self.streams.is_none() {
             Kind::Whole
         } else {
             Kind::Own
@@ -117,23 +118,23 @@ impl Chunk {
 
     /// Computes the next tokens alone, from the streams that came.
     pub(super) fn forward(&mut self, slice: &dyn ModelSlice, tokens: usize) -> Result<(), ModelError> {
-        let before = self
-            .before
-            .as_ref()
+        let mut streams = self
+            .streams
+            .take()
             .ok_or_else(|| slice.info().lacks("a chunk without streams"))?;
-        let (width, first) = (before.width(), self.next - self.start);
-        let rows = before.as_slice()[first * width..(first + tokens) * width].to_vec();
-        let mut hidden =
-            Hidden::from_vec(width, rows).ok_or_else(|| slice.info().lacks("hidden states of width 0"))?;
-        slice.forward(self.next(tokens), &mut hidden, &mut self.own())?;
-        self.advance(hidden.as_slice(), tokens);
+        let first = self.next - self.start;
+        let (own, piece) = (&self.member.prompt[self.start..self.end], first..first + tokens);
+        forward_piece(slice, own, piece, &mut streams, &mut self.own())?;
+        self.streams = Some(streams);
+        self.next += tokens;
         Ok(())
     }
 
     /// All tokens are computed.
     pub(super) fn finish(self) {
         let width = self.after.len() / (self.end - self.start);
-        if let Some(hidden) = Hidden::from_vec(width, self.after) {
+        let streams = self.streams.or_else(|| Hidden::from_vec(width, self.after));
+        if let Some(hidden) = streams {
             // The client may have left.
             let _ = self.done.send(Ok(hidden));
         }
