@@ -263,7 +263,7 @@ impl Job<'_> {
                 .file
                 .read_exact_at(&mut start, 0)
                 .map_err(FetchError::io(&opened.path))?;
-            if opened.recorded.contains(&(0, crc32c::crc32c(&start))) {
+            if opened.recorded.contains(&(0, crc_fast::crc32_iscsi(&start))) {
                 return Ok(start);
             }
         }
@@ -373,7 +373,7 @@ impl Job<'_> {
             if let Some(manifest) = &self.options.manifest {
                 manifest.check(i, &buffer)?;
             }
-            opened.journal.record(&[(i, crc32c::crc32c(&buffer))])?;
+            opened.journal.record(&[(i, crc_fast::crc32_iscsi(&buffer))])?;
         }
         Ok(())
     }

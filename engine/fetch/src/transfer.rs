@@ -144,7 +144,10 @@ impl Transfer<'_> {
             manifest.check(piece, &bytes)?;
         }
         let (file, length) = (Arc::clone(self.file), bytes.len() as u64);
-        let write = move || file.write_all_at(&bytes, offset).map(|()| crc32c::crc32c(&bytes));
+        let write = move || {
+            file.write_all_at(&bytes, offset)
+                .map(|()| crc_fast::crc32_iscsi(&bytes))
+        };
         let crc = tokio::task::spawn_blocking(write)
             .await
             .map_err(std::io::Error::other)

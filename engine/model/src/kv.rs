@@ -60,6 +60,17 @@ impl Rows {
         self.bytes.extend_from_slice(bytes);
     }
 
+    /// As [`Rows::append`], of `count` bytes in pieces that may end within a row.
+    pub(crate) fn append_pieces<'a>(
+        &mut self,
+        first: u64,
+        count: usize,
+        pieces: impl Iterator<Item = &'a [u8]>,
+    ) {
+        self.make_room(first, count);
+        pieces.for_each(|piece| self.bytes.extend_from_slice(piece));
+    }
+
     /// Room for `count` more rows, to be written by the caller; the first ones decide where the range starts.
     pub(crate) fn grow(&mut self, first: u64, count: usize) -> &mut [u8] {
         let (end, added) = (self.bytes.len(), count * self.row_bytes);

@@ -44,18 +44,33 @@ impl KvStaging {
     /// When the layer or kind is not of this shard, rows are missing or come twice, the bytes are not whole rows, or a row is one that
     /// the model cannot have produced.
     pub fn write(&mut self, layer: usize, kind: KvKind, first: u64, bytes: &[u8]) -> Result<u64, KvError> {
+        self.write_pieces(layer, kind, first, std::iter::once(bytes))
+    }
+
+    /// As [`KvStaging::write`], of rows in pieces that may end within one. They are checked where they are put, which a core's cache still holds.
+    ///
+    /// # Errors
+    /// As [`KvStaging::write`]; after one nothing of these rows is here.
+    pub fn write_pieces<'a>(
+        &mut self,
+        layer: usize,
+        kind: KvKind,
+        first: u64,
+        pieces: impl Iterator<Item = &'a [u8]> + Clone,
+    ) -> Result<u64, KvError> {
+        let bytes: usize = pieces.clone().map(<[u8]>::len).sum();
         let span = self.span;
         let rows = self
             .rows
             .get_mut(&(layer, kind))
             .ok_or(KvError::Unknown { layer, kind, span })?;
         let row = self.layout.row_bytes(layer, kind);
-        if !bytes.len().is_multiple_of(row) {
+        if !bytes.is_multiple_of(row) {
             return Err(KvError::Size {
                 layer,
                 kind,
                 row,
-                found: bytes.len(),
+                found: bytes,
             });
         }
         let present = rows.range();
@@ -73,7 +88,7 @@ impl KvStaging {
                 found: first,
             });
         }
-        let found = first.saturating_add((bytes.len() / row) as u64);
+        let found = first.saturating_add((bytes / row) as u64);
         if found > self.max_tokens {
             return Err(KvError::Limit {
                 layer,
@@ -82,11 +97,14 @@ impl KvStaging {
                 found,
             });
         }
-        for (row, bytes) in (first..).zip(bytes.chunks_exact(row)) {
-            self.layout.check_row(layer, kind, row, bytes)?;
+        rows.append_pieces(first, bytes, pieces);
+        let added = rows.live().len() - bytes;
+        let mut new = (first..).zip(rows.live()[added..].chunks_exact(row));
+        let checked = new.try_for_each(|(row, bytes)| self.layout.check_row(layer, kind, row, bytes));
+        if checked.is_err() {
+            rows.truncate(first);
         }
-        rows.append(first, bytes);
-        Ok(found - first)
+        checked.map(|()| found - first)
     }
 
     /// Makes the rows valid at `frontier`, all at once.

@@ -97,9 +97,9 @@ pub fn kv_frames(input: &[u8]) {
         {
             Some(Frame::Rows(mut rows)) => {
                 if repair {
-                    rows.crc32c = crc32c::crc32c(&rows.data);
+                    rows.crc32c = crc_fast::crc32_iscsi(&rows.data);
                 }
-                if receiver.rows(&rows).is_err() {
+                if receiver.rows(&rows, &rows.data.clone().into()).is_err() {
                     return;
                 }
                 frames::digest(&mut digest, &rows);
@@ -274,7 +274,7 @@ mod tests {
             .into_iter()
             .chain([sender.commit(kv.kv(), &work, "span".into())])
         {
-            let bytes = frame.encode_to_vec();
+            let bytes = frame.decoded().encode_to_vec();
             handoff.extend(u16::try_from(bytes.len()).expect("small").to_le_bytes());
             handoff.extend(bytes);
         }
@@ -342,7 +342,7 @@ mod tests {
             let (message, after) = after.split_at(usize::from(u16::from_le_bytes(*length)));
             rest = after;
             match HandoffFrame::decode(message).expect("ours").frame {
-                Some(Frame::Rows(rows)) => receiver.rows(&rows).expect("sound"),
+                Some(Frame::Rows(rows)) => receiver.rows(&rows, &rows.data.clone().into()).expect("sound"),
                 Some(Frame::Commit(commit)) => {
                     let mut base = Kv::new(&layout, span());
                     receiver

@@ -13,6 +13,8 @@ use crate::repository;
 
 /// Upstream's handoff of the same layers and tokens.
 const UPSTREAM: f64 = 112_289_000.0;
+/// Tokens of a chunk that holds the whole prompt of a throughput: its rows are all there before the first is sent.
+const WHOLE: usize = 1 << 16;
 
 /// What can be measured by itself.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
@@ -75,11 +77,13 @@ struct Throughput {
     streams: f64,
 }
 
-/// Throughput as far as it was measured.
+/// Throughput as far as it was measured, with rows that the stage makes meanwhile, chunk by chunk, and with rows that are `there`.
 struct Flows {
     clear: Option<Throughput>,
+    there: Option<Throughput>,
     slowed: Option<Throughput>,
     encrypted: Option<Throughput>,
+    encrypted_there: Option<Throughput>,
 }
 
 impl Handoff {
@@ -102,15 +106,19 @@ impl Handoff {
             let measure = || pods.measure_over::<Throughput>(link, "throughput", &arguments);
             self.wants(part).then(measure).transpose()
         };
+        let whole = ("chunk", WHOLE.to_string());
         let clear = rows(Part::Clear, None, &[])?;
+        let there = rows(Part::Clear, None, std::slice::from_ref(&whole))?;
         let link = self.wants(Part::Link).then(Link::make).transpose()?.flatten();
         let slowed = link.as_ref().map(|link| rows(Part::Link, Some(link), &[]));
         let certificates = repository::cache().join("bench/certificates");
         let tls = ("tls", certificates.to_string_lossy().into_owned());
         let flows = Flows {
             clear,
+            there,
             slowed: slowed.transpose()?.flatten(),
-            encrypted: rows(Part::Mtls, None, &[tls])?,
+            encrypted: rows(Part::Mtls, None, std::slice::from_ref(&tls))?,
+            encrypted_there: rows(Part::Mtls, None, &[tls, whole])?,
         };
         if self.wants(Part::Talk) {
             let tokens = ("tokens", self.tokens.to_string());
@@ -204,10 +212,16 @@ impl Flows {
         let link = format!("in the clear, on a link of {} Gbit/s", Link::GBITS);
         let flows = [
             ("in the clear".into(), &self.clear, 0.8),
+            ("in the clear, of rows that are there".into(), &self.there, 0.8),
             (link, &self.slowed, 0.8),
             (
                 "with mTLS, of a raw stream with mTLS".into(),
                 &self.encrypted,
+                0.5,
+            ),
+            (
+                "with mTLS likewise, of rows that are there".into(),
+                &self.encrypted_there,
                 0.5,
             ),
         ];

@@ -132,6 +132,26 @@ fn duplicate_and_reordered_rows_are_refused() {
     );
 }
 
+/// Where a connection cuts rows makes no difference, and of refused ones nothing stays, not even those that were sound.
+#[test]
+fn rows_in_pieces_are_the_same_rows_and_refused_ones_leave_nothing() {
+    let layout = layout();
+    let bytes = rows(&layout, 0, KvKind::Compressed, 0..6);
+    let row = bytes.len() / 6;
+    let (mut expected, mut found) = (staging(), staging());
+    expected.write(0, KvKind::Compressed, 0, &bytes).unwrap();
+    for (start, size) in [(0, 1), (2 * row, row - 1), (4 * row, 2 * row)] {
+        let mut spoiled = bytes[start..start + 2 * row].to_vec();
+        spoiled[row] = 0xff;
+        let first = (start / row) as u64;
+        let refused = found.write_pieces(0, KvKind::Compressed, first, spoiled.chunks(size));
+        assert!(matches!(refused, Err(KvError::Row { .. })), "{refused:?}");
+        let pieces = bytes[start..start + 2 * row].chunks(size);
+        assert_eq!(found.write_pieces(0, KvKind::Compressed, first, pieces), Ok(2));
+    }
+    assert_eq!(format!("{found:?}"), format!("{expected:?}"));
+}
+
 #[test]
 fn rows_of_other_layers_kinds_and_sizes_are_refused() {
     let mut staging = staging();

@@ -46,7 +46,7 @@ pub(crate) fn activation_frames(
         last: chunk.last,
         offset: offset as u64,
         total,
-        crc32c: crc32c::crc32c(&data),
+        crc32c: crc_fast::crc32_iscsi(&data),
         data,
     };
     pieces(bytes, frame_bytes).map(frame)
@@ -90,7 +90,7 @@ impl Assembler {
         if frame == ActivationFrame::default() {
             return Ok(None);
         }
-        let found = crc32c::crc32c(&frame.data);
+        let found = crc_fast::crc32_iscsi(&frame.data);
         if found != frame.crc32c {
             return Err(differs(
                 "activation crc32c",

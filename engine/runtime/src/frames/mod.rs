@@ -1,11 +1,13 @@
 //! Activations and KV rows as frames: cut to size, checksummed, checked before they are believed.
 
 mod activations;
+mod encoded;
 mod receiver;
 mod sender;
 mod spare;
 
 pub(crate) use activations::{Assembler, activation_frames, frames_of_chunk};
+pub(crate) use encoded::{DATA, Encoded, PREFIX, ROWS};
 pub(crate) use receiver::{Receiver, Refusal};
 pub(crate) use sender::{Sender, Work};
 

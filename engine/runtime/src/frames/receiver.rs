@@ -1,10 +1,13 @@
 //! The receiving end of a handoff.
 
+use bytes::Buf;
+use crc_fast::CrcAlgorithm;
 use ds4_model::{Kv, KvStaging, TokenHash};
 use ds4_proto::v1::{Commit, KvFrame};
 use sha2::{Digest, Sha256};
 
 use super::{Difference, differs, digest, from_wire};
+use crate::net::Pieces;
 use crate::planted::{self, Bug};
 
 /// Why a received frame is refused.
@@ -43,9 +46,10 @@ impl Receiver {
         }
     }
 
-    pub(crate) fn rows(&mut self, frame: &KvFrame) -> Result<(), Refusal> {
+    /// Takes a frame whose rows are `data`.
+    pub(crate) fn rows(&mut self, frame: &KvFrame, data: &Pieces) -> Result<(), Refusal> {
         self.fence(frame.epoch)?;
-        let found = crc32c::crc32c(&frame.data);
+        let found = checksum(data);
         if found != frame.crc32c {
             return Err(differs(
                 "KV crc32c",
@@ -57,7 +61,7 @@ impl Receiver {
         let kind = from_wire(frame.kind)?;
         let rows = self
             .staging
-            .write(frame.layer as usize, kind, frame.first_row, &frame.data)
+            .write_pieces(frame.layer as usize, kind, frame.first_row, data.iter())
             .map_err(Refusal::Kv)?;
         if rows != u64::from(frame.rows) {
             return Err(differs("rows of a KV frame", frame.rows, rows).into());
@@ -65,7 +69,7 @@ impl Receiver {
         digest(&mut self.digest, frame);
         (self.frames, self.bytes, self.rows) = (
             self.frames + 1,
-            self.bytes + frame.data.len() as u64,
+            self.bytes + data.remaining() as u64,
             self.rows + rows,
         );
         Ok(())
@@ -126,6 +130,14 @@ impl Receiver {
             Err(differs("epoch", self.epoch, epoch))
         }
     }
+}
+
+fn checksum(data: &Pieces) -> u32 {
+    let mut sum = crc_fast::Digest::new(CrcAlgorithm::Crc32Iscsi);
+    data.iter().for_each(|piece| sum.update(piece));
+    #[allow(clippy::cast_possible_truncation)] // 32 bits of it
+    let sum = sum.finalize() as u32;
+    sum
 }
 
 fn hex(bytes: &[u8]) -> String {

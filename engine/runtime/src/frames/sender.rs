@@ -11,11 +11,11 @@ use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 
 use super::spare::Spare;
-use super::{digest, to_wire};
+use super::{Encoded, digest, to_wire};
 
 /// Most bytes of rows in one frame where more is agreed: every copy and check on its way then finds a frame in a core's own cache. Larger ones are
-/// slower, smaller ones no faster (`cargo xtask bench handoff`).
-const CACHED: usize = 128 << 10;
+/// slower, smaller ones no faster (`cargo xtask bench handoff`). With what precedes them they fill two of HTTP/2's frames, and leave no rest.
+const CACHED: usize = (128 << 10) - 128;
 
 /// Sends the rows of some layers of a session that the receiver lacks, each as soon as it is computed. Where the prompt ends is known from the
 /// start, and so are the rows of the window and of the states that will be left then: those before are never sent.
@@ -31,6 +31,8 @@ pub(crate) struct Sender {
     frame_bytes: usize,
     spare: Spare,
     sent: BTreeMap<(usize, KvKind), u64>,
+    /// The frontier that was sent of last, and how many kinds of its layers have nothing left there.
+    through: (u64, usize),
     digest: Sha256,
     frames: u64,
     bytes: u64,
@@ -63,6 +65,7 @@ impl Sender {
             frame_bytes: frame_bytes.min(CACHED),
             spare: Spare::default(),
             sent: BTreeMap::new(),
+            through: (0, 0),
             digest: Sha256::new(),
             frames: 0,
             bytes: 0,
@@ -70,40 +73,41 @@ impl Sender {
     }
 
     /// The next rows that can be sent. `None` when nothing is left for now.
-    pub(crate) fn next(&mut self, kv: &Kv) -> Option<HandoffFrame> {
+    pub(crate) fn next(&mut self, kv: &Kv) -> Option<Encoded> {
         let (layer, kind, first) = self.waiting(kv)?;
         let row_bytes = kv.layout().row_bytes(layer, kind).max(1);
         let most = (self.frame_bytes / row_bytes).max(1) as u64;
         let end = kv.rows(layer, kind).end.min(first + most);
         let data = kv.read(layer, kind, first..end).ok()?;
-        let frame = KvFrame {
+        let mut frame = KvFrame {
             epoch: self.epoch,
             layer: layer as u32,
             kind: to_wire(kind).into(),
             first_row: first,
             rows: (end - first) as u32,
-            crc32c: crc32c::crc32c(data),
-            data: self.spare.copy(data, self.frame_bytes),
+            ..KvFrame::default()
         };
+        let encoded = Encoded::rows(&mut frame, data, &self.spare, self.frame_bytes);
         digest(&mut self.digest, &frame);
         (self.frames, self.bytes) = (self.frames + 1, self.bytes + data.len() as u64);
         self.sent.insert((layer, kind), end);
-        Some(HandoffFrame {
-            frame: Some(handoff_frame::Frame::Rows(frame)),
-        })
+        Some(encoded)
     }
 
     /// What is sent for a chunk that brought no rows.
-    pub(crate) fn beat(kv: &Kv) -> HandoffFrame {
-        HandoffFrame {
+    pub(crate) fn beat(kv: &Kv) -> Encoded {
+        Encoded::message(&HandoffFrame {
             frame: Some(handoff_frame::Frame::Beat(Beat {
                 frontier: kv.frontier(),
             })),
-        }
+        })
     }
 
-    fn waiting(&self, kv: &Kv) -> Option<(usize, KvKind, u64)> {
+    fn waiting(&mut self, kv: &Kv) -> Option<(usize, KvKind, u64)> {
         let layout = kv.layout();
+        if self.through.0 != kv.frontier() {
+            self.through = (kv.frontier(), 0);
+        }
         let kinds = self
             .span
             .layers()
@@ -114,7 +118,10 @@ impl Sender {
             let end = missing.end.min(kv.rows(layer, kind).end);
             (from < end).then_some((layer, kind, from))
         };
-        kinds.into_iter().find_map(next)
+        let mut left = kinds.enumerate().skip(self.through.1);
+        let (through, found) = left.find_map(|(i, kind)| Some((i, next(kind)?)))?;
+        self.through.1 = through;
+        Some(found)
     }
 
     /// Bytes of rows sent so far.
@@ -123,7 +130,7 @@ impl Sender {
     }
 
     /// The shard is complete.
-    pub(crate) fn commit(&self, kv: &Kv, work: &Work, span: String) -> HandoffFrame {
+    pub(crate) fn commit(&self, kv: &Kv, work: &Work, span: String) -> Encoded {
         let kinds = self
             .span
             .layers()
@@ -150,8 +157,8 @@ impl Sender {
             tail_us: micros(work.last_chunk.elapsed()),
             span,
         };
-        HandoffFrame {
+        Encoded::message(&HandoffFrame {
             frame: Some(handoff_frame::Frame::Commit(commit)),
-        }
+        })
     }
 }

@@ -1,6 +1,6 @@
 //! Memory of frames that went out, filled again: fresh memory costs a fault for every page, and is in no cache.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
@@ -9,13 +9,20 @@ use bytes::Bytes;
 pub(crate) struct Spare(Arc<Mutex<Vec<Vec<u8>>>>);
 
 impl Spare {
-    /// A copy of `data`. Its buffer comes back when the last of its readers is gone; a new one has room for `most` bytes.
-    pub(crate) fn copy(&self, data: &[u8], most: usize) -> Bytes {
-        let spare = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let mut bytes = spare.unwrap_or_else(|| Vec::with_capacity(most.max(data.len())));
-        bytes.extend_from_slice(data);
+    /// An empty buffer; a new one has room for `most` bytes.
+    pub(crate) fn take(&self, most: usize) -> Vec<u8> {
+        let spare = self.buffers().pop();
+        spare.unwrap_or_else(|| Vec::with_capacity(most))
+    }
+
+    /// `bytes` to be read. Their memory comes back when the last of the readers is gone.
+    pub(crate) fn lend(&self, bytes: Vec<u8>) -> Bytes {
         let spare = self.clone();
         Bytes::from_owner(Lent { bytes, spare })
+    }
+
+    fn buffers(&self) -> MutexGuard<'_, Vec<Vec<u8>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -34,11 +41,7 @@ impl Drop for Lent {
     fn drop(&mut self) {
         let mut bytes = std::mem::take(&mut self.bytes);
         bytes.clear();
-        self.spare
-            .0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(bytes);
+        self.spare.buffers().push(bytes);
     }
 }
 
@@ -50,15 +53,21 @@ mod tests {
     #[test]
     fn buffers_come_back() {
         let spare = Spare::default();
-        let first = spare.copy(&[1; 300], 1000);
+        let filled = |value, count| {
+            let mut bytes = spare.take(1000);
+            assert!(bytes.is_empty());
+            bytes.resize(count, value);
+            spare.lend(bytes)
+        };
+        let first = filled(1, 300);
         let place = first.as_ptr();
         let part = first.slice(100..);
         drop(first);
-        let second = spare.copy(&[2; 400], 1000);
+        let second = filled(2, 400);
         assert_ne!(second.as_ptr(), place);
         assert_eq!(part[..], [1; 200]);
         drop(part);
-        let third = spare.copy(&[3; 20], 1000);
+        let third = filled(3, 20);
         assert_eq!((third.as_ptr(), &third[..]), (place, &[3; 20][..]));
         assert_eq!(second[..], [2; 400]);
     }

@@ -1,6 +1,7 @@
 //! Connections between pods: plain, or with certificates on both ends.
 
 mod incoming;
+mod pieces;
 mod tls;
 mod wire;
 
@@ -19,6 +20,7 @@ use tower::service_fn;
 use self::wire::{Counted, Duplex};
 
 pub(crate) use incoming::{Io, incoming};
+pub(crate) use pieces::Pieces;
 pub use tls::{Tls, TlsError};
 pub(crate) use wire::Link;
 
@@ -71,7 +73,7 @@ impl Dialer {
         self.link(endpoint, timeout, Link::Control)
     }
 
-    fn link(
+    pub(crate) fn link(
         &self,
         endpoint: &str,
         timeout: Duration,

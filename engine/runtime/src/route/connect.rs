@@ -55,7 +55,7 @@ const PROBE: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug)]
 pub(crate) struct Links {
     pub(crate) control: StageClient<Channel>,
-    pub(crate) lanes: Vec<StageClient<Channel>>,
+    pub(crate) lanes: Vec<Channel>,
 }
 
 /// Connections by address; they outlive routes, and mend themselves.
@@ -84,13 +84,16 @@ impl Pool {
         if let Some(found) = links.get(endpoint) {
             return Ok(found.clone());
         }
-        let connect = |link| self.dialer.stage(endpoint, self.options.timeout, link);
-        let made = connect(Link::Control).and_then(|control| {
-            let lanes = (0..self.options.streams.max(1))
-                .map(|_| connect(Link::Kv))
-                .collect::<Result<_, _>>()?;
-            Ok(Links { control, lanes })
-        });
+        let timeout = self.options.timeout;
+        let made = self
+            .dialer
+            .stage(endpoint, timeout, Link::Control)
+            .and_then(|control| {
+                let lanes = (0..self.options.streams.max(1))
+                    .map(|_| self.dialer.link(endpoint, timeout, Link::Kv))
+                    .collect::<Result<_, _>>()?;
+                Ok(Links { control, lanes })
+            });
         let made = made.map_err(|error| RouteError::Unreachable {
             endpoint: endpoint.to_owned(),
             reason: error.to_string(),

@@ -4,13 +4,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ds4_model::{KvStaging, TokenHash};
-use ds4_proto::v1::{Commit, HandoffFrame, SessionRequest, handoff_frame};
+use ds4_proto::v1::stage_client::StageClient;
+use ds4_proto::v1::{Commit, SessionRequest, handoff_frame::Frame};
 use ds4_telemetry::metrics::Metrics;
 use ds4_telemetry::{names, propagation};
-use tonic::{Request, Streaming};
+use tonic::Request;
+use tower::ServiceExt;
 use tracing::{Instrument, Span};
 
 use super::connect::Hop;
+use super::messages::{Messages, beside};
 use crate::RouteError;
 use crate::frames::{Receiver, Refusal};
 use crate::net;
@@ -100,22 +103,22 @@ async fn receive(pull: Pull, span: Span) -> Result<HandoffReport, RouteError> {
     let mut receiver = Receiver::new(pull.epoch, staging(&pull));
     let mut first = None;
     loop {
-        let message = tokio::time::timeout(*timeout, stream.message())
+        let message = tokio::time::timeout(*timeout, stream.next())
             .await
             .map_err(|_| silent(&pull, "KV frames"))?;
         let message = message.map_err(|status| refused(net::reason(&status)))?;
         let now = Instant::now();
-        match message.and_then(|message| message.frame) {
-            None => {
-                return Err(refused(
-                    "KV: expected a commit, found the end of the stream".into(),
-                ));
-            }
-            Some(handoff_frame::Frame::Beat(_)) => {}
-            Some(handoff_frame::Frame::Rows(rows)) => {
+        let Some(message) = message else {
+            return Err(refused(
+                "KV: expected a commit, found the end of the stream".into(),
+            ));
+        };
+        match message.frame {
+            Frame::Beat(_) => {}
+            Frame::Rows(frame) => {
                 first.get_or_insert(now);
                 receiver
-                    .rows(&rows)
+                    .rows(&frame, &message.rows)
                     .map_err(|refusal| error(&endpoint, refusal))?;
                 if planted::is(Bug::PublishedEarly) && receiver.rows == missing(&pull) {
                     let report = report(&endpoint, &receiver, &Commit::default(), now, now);
@@ -123,7 +126,7 @@ async fn receive(pull: Pull, span: Span) -> Result<HandoffReport, RouteError> {
                     return Ok(report);
                 }
             }
-            Some(handoff_frame::Frame::Commit(commit)) => {
+            Frame::Commit(commit) => {
                 let report = report(&endpoint, &receiver, &commit, first.unwrap_or(now), now);
                 propagation::link(&span, &commit.span);
                 receiver
@@ -157,9 +160,10 @@ fn staging(pull: &Pull) -> KvStaging {
     KvStaging::onto(&mut pull.shards.part(pull.part), pull.frontier)
 }
 
-async fn open(pull: &Pull, span: &Span) -> Result<Streaming<HandoffFrame>, RouteError> {
+async fn open(pull: &Pull, span: &Span) -> Result<Messages, RouteError> {
     let lanes = &pull.hop.links.lanes;
-    let mut client = lanes[pull.stream % lanes.len()].clone();
+    let lane = lanes[pull.stream % lanes.len()].clone();
+    let mut client = StageClient::new(lane.map_response(beside));
     let mut request = Request::new(SessionRequest {
         session: pull.session.clone(),
         epoch: pull.epoch,
@@ -173,7 +177,7 @@ async fn open(pull: &Pull, span: &Span) -> Result<Streaming<HandoffFrame>, Route
         endpoint: pull.hop.endpoint.clone(),
         reason: net::reason(&status),
     })?;
-    Ok(answer.into_inner())
+    Ok(Messages::of(answer))
 }
 
 fn silent(pull: &Pull, what: &'static str) -> RouteError {

@@ -2,6 +2,7 @@
 
 mod connect;
 mod handoff;
+mod messages;
 mod prefill;
 
 pub(crate) use connect::Pool;

@@ -5,16 +5,15 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use ds4_model::Kv;
-use ds4_proto::v1::{HandoffFrame, handoff_frame::Frame};
 use futures::future::{join_all, select_all, try_join_all};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use super::session::Terms;
-use crate::frames::{Sender, Work};
+use crate::frames::{Encoded, Sender, Work};
 
-pub(crate) type Frames = mpsc::Sender<Result<HandoffFrame, Status>>;
+pub(crate) type Frames = mpsc::Sender<Result<Encoded, Status>>;
 
 /// Bytes of a stream's rows that are built at once, to the last frame of them: what a slow output pod makes a session keep twice. Over two streams
 /// it takes the rows of eight thousand tokens of Flash, so that a chunk's are on their way while the next one is computed.
@@ -24,7 +23,7 @@ const BUILT: usize = 8 << 20;
 struct Lane {
     sender: Sender,
     /// Built, and not sent yet.
-    built: VecDeque<HandoffFrame>,
+    built: VecDeque<Encoded>,
     frames: Frames,
     /// Cancelled when the commit goes out. The output pod may leave it from then on, while others still wait to be pulled.
     committed: CancellationToken,
@@ -114,7 +113,7 @@ impl Handoff {
     }
 
     /// What says that a shard is complete, for every stream: `work` is given what it had sent when the last chunk was computed.
-    pub(crate) fn commits(&self, kv: &Kv, sent: &[u64], work: Work, span: &str) -> Vec<HandoffFrame> {
+    pub(crate) fn commits(&self, kv: &Kv, sent: &[u64], work: Work, span: &str) -> Vec<Encoded> {
         let commits = self.lanes.iter().zip(sent).map(|(lane, sent)| {
             let work = Work {
                 tail_bytes: lane.sender.bytes() - sent,
@@ -125,7 +124,7 @@ impl Handoff {
         commits.collect()
     }
 
-    pub(crate) async fn commit(&self, commits: Vec<HandoffFrame>) -> Result<(), Status> {
+    pub(crate) async fn commit(&self, commits: Vec<Encoded>) -> Result<(), Status> {
         for (commit, lane) in commits.into_iter().zip(&self.lanes) {
             lane.committed.cancel();
             hand(&lane.frames, commit, self.timeout).await?;
@@ -166,15 +165,12 @@ impl Lane {
     }
 
     fn sent(&self) -> u64 {
-        let waiting = self.built.iter().map(|frame| match &frame.frame {
-            Some(Frame::Rows(rows)) => rows.data.len() as u64,
-            _ => 0,
-        });
+        let waiting = self.built.iter().map(|frame| frame.rows as u64);
         self.sender.bytes() - waiting.sum::<u64>()
     }
 }
 
-async fn hand(frames: &Frames, frame: HandoffFrame, timeout: Duration) -> Result<(), Status> {
+async fn hand(frames: &Frames, frame: Encoded, timeout: Duration) -> Result<(), Status> {
     match tokio::time::timeout(timeout, frames.send(Ok(frame))).await {
         Ok(Ok(())) => Ok(()),
         Ok(Err(_)) => Err(Status::cancelled("handoff: the output pod left")),

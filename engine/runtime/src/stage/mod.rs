@@ -1,5 +1,6 @@
 //! A stage: serves one run of layers to any number of sessions.
 
+mod answer;
 mod handoff;
 mod onward;
 mod refusal;

@@ -12,7 +12,9 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tonic_health::server::HealthReporter;
+use tower::util::MapResponseLayer;
 
+use super::answer::with_messages;
 use super::service::Service;
 use super::session::Sessions;
 use super::table::Limits;
@@ -167,6 +169,7 @@ impl StageServer {
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_frame_size(HTTP_FRAME)
+            .layer(MapResponseLayer::new(with_messages))
             .add_service(health_service)
             .add_service(
                 service

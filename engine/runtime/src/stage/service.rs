@@ -17,6 +17,7 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::{Instrument, Span};
 
 use super::StageOptions;
+use super::answer::answer;
 use super::refusal::refused;
 use super::session::{Session, Terms};
 use super::worker::{Ends, Shared, Worker};
@@ -33,7 +34,8 @@ pub(crate) struct Service {
     options: StageOptions,
 }
 
-type Frames<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+/// The messages of an answer.
+pub(crate) type Frames<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 impl Service {
     pub(crate) const fn new(shared: Shared, identity: Identity, options: StageOptions) -> Self {
@@ -256,8 +258,7 @@ impl Stage for Service {
             let (expected, found) = (session.handoffs.len(), request.stream);
             refused(("stream", format!("0 to {}", expected - 1), found.to_string()))
         })?;
-        let frames = session.take(stream, "handoff")?;
-        Ok(Response::new(ReceiverStream::new(frames).boxed()))
+        Ok(answer(session.take(stream, "handoff")?))
     }
 
     async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<RenewReply>, Status> {

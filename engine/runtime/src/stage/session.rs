@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use ds4_gguf::LayerSpan;
 use ds4_model::Kv;
-use ds4_proto::v1::{ActivationFrame, HandoffFrame, OpenRequest, SessionRequest};
+use ds4_proto::v1::{ActivationFrame, OpenRequest, SessionRequest};
 use ds4_proto::{FRAME_BYTES, MAX_FRAME_BYTES};
 use ds4_telemetry::metrics::Metrics;
 use tokio::sync::{Notify, mpsc};
@@ -16,6 +16,7 @@ use tonic::Status;
 use super::refusal::{fenced, refusal};
 use super::service::Input;
 use super::table::{Limits, Table, Totals};
+use crate::frames::Encoded;
 use crate::host::now;
 use crate::planted::{self, Bug};
 
@@ -81,7 +82,7 @@ pub(crate) struct Session {
     pub(crate) cancel: CancellationToken,
     pub(crate) input: Mutex<Option<Input>>,
     pub(crate) deliver: Mutex<Option<Outgoing<ActivationFrame>>>,
-    pub(crate) handoffs: Vec<Mutex<Option<Outgoing<HandoffFrame>>>>,
+    pub(crate) handoffs: Vec<Mutex<Option<Outgoing<Encoded>>>>,
     /// Told when an end is taken.
     pub(crate) taken: Notify,
 }

@@ -278,7 +278,7 @@ async fn a_payload_cut_short_or_with_more_behind_is_refused() {
                 let mut data = BytesMut::from(&rows.data[..]);
                 change(&mut data);
                 rows.data = data.freeze();
-                rows.crc32c = crc32c::crc32c(&rows.data);
+                rows.crc32c = crc_fast::crc32_iscsi(&rows.data);
             })
         })
         .await;
