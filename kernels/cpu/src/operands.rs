@@ -58,13 +58,18 @@ impl<'a> Rows<'a> {
         self.matrix.row(self.first + i.min(self.count - 1))
     }
 
-    /// Row `from + i` for every `i < N`, in blocks of `BYTES`.
+    /// Row `from + i` for every `i < N`, in blocks of `BYTES`, which are those of the format.
     #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     pub(crate) fn blocks_of<const N: usize, const BYTES: usize>(
         &self,
         from: usize,
     ) -> [&'a [[u8; BYTES]]; N] {
-        std::array::from_fn(|i| self.row(from + i).as_chunks().0)
+        // One division for all rows.
+        let (all, blocks) = (self.matrix.data().as_chunks().0, self.blocks());
+        std::array::from_fn(|i| {
+            let row = self.first + (from + i).min(self.count - 1);
+            &all[row * blocks..(row + 1) * blocks]
+        })
     }
 
     /// The same blocks of each of these rows.

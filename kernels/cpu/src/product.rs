@@ -25,6 +25,9 @@ const PIECE_BYTES: usize = 1 << 20;
 const LEAST: usize = 48;
 const MULTIPLE: usize = 12;
 
+/// Rows of a whole tile of plain tokens at every level: so few make a task where panels would leave threads without any.
+const TILE_ROWS: usize = 4;
+
 /// The tokens of a product, in the form that its kernel takes.
 pub(crate) enum Tokens<'a> {
     Quantised {
@@ -117,12 +120,16 @@ pub(crate) fn matmul(cpu: &Cpu, weights: &Matrix<'_>, groups: usize, x: &Activat
         return;
     }
     let small = all * weights.cols() * tokens < SMALL;
-    let per_task = if small {
-        rows
-    } else {
-        rows_per_task(weights, rows, cpu.threads())
-    };
     let (pieces, y): (Vec<_>, _) = (pieces(cpu, groups, tokens, x), Shared::new(y));
+    let panels = rows_per_task(weights, rows, cpu.threads());
+    let starved = rows.div_ceil(panels) * pieces.len() < 2 * cpu.threads();
+    let per_task = match x {
+        _ if small => rows,
+        Activations::F32 { .. } if starved => {
+            rows.div_ceil(cpu.threads() * TASKS).next_multiple_of(TILE_ROWS)
+        }
+        _ => panels,
+    };
     let tasks = rows.div_ceil(per_task);
     let task = |task: usize| {
         let piece = &pieces[task / tasks];

@@ -6,10 +6,9 @@ use std::arch::x86_64::{
     _mm512_add_epi8, _mm512_add_epi64, _mm512_and_si512, _mm512_broadcast_i32x4, _mm512_castsi256_si512,
     _mm512_castsi512_si256, _mm512_gf2p8affine_epi64_epi8, _mm512_i64gather_epi64, _mm512_inserti64x4,
     _mm512_loadu_si512, _mm512_mask_add_epi8, _mm512_mask_sub_epi8, _mm512_maskz_mov_epi8,
-    _mm512_maskz_permutexvar_epi8, _mm512_maskz_shuffle_epi8, _mm512_multishift_epi64_epi8, _mm512_or_si512,
-    _mm512_permutexvar_epi8, _mm512_permutexvar_epi32, _mm512_set1_epi8, _mm512_set1_epi64,
-    _mm512_setzero_si512, _mm512_shuffle_epi8, _mm512_srli_epi64, _mm512_srlv_epi16, _mm512_test_epi8_mask,
-    _mm512_xor_si512,
+    _mm512_maskz_permutexvar_epi8, _mm512_multishift_epi64_epi8, _mm512_or_si512, _mm512_permutexvar_epi8,
+    _mm512_set1_epi8, _mm512_set1_epi64, _mm512_setzero_si512, _mm512_shuffle_epi8, _mm512_srli_epi64,
+    _mm512_srlv_epi16, _mm512_test_epi8_mask, _mm512_xor_si512,
 };
 
 use ds4_kernels::E2M1_DOUBLED;
@@ -20,13 +19,13 @@ pub(crate) const CHUNK: usize = 64;
 
 #[derive(Clone, Copy)]
 #[repr(align(64))]
-struct Table<T, const N: usize>([T; N]);
+pub(super) struct Table<T, const N: usize>(pub(super) [T; N]);
 
 impl<T, const N: usize> Table<T, N> {
     /// Register `i` of the table.
     #[inline]
     #[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
-    fn register(&self, i: usize) -> __m512i {
+    pub(super) fn register(&self, i: usize) -> __m512i {
         assert!((i + 1) * 64 <= size_of::<Self>());
         // SAFETY: 64 bytes from there on are inside the table, as just checked.
         unsafe { _mm512_loadu_si512(self.0.as_ptr().cast::<__m512i>().add(i)) }
@@ -118,15 +117,6 @@ pub(crate) fn q2_k_scaled(block: &[u8; 84], chunk: usize) -> __m512i {
     _mm512_mask_add_epi8(product, two, product, _mm512_add_epi8(scale, scale))
 }
 
-/// For every 4 values of a chunk the scale of their 16, as 32-bit integers.
-#[inline]
-#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
-pub(crate) fn q2_k_steps(block: &[u8; 84], chunk: usize) -> __m512i {
-    let scales = _mm512_and_si512(_mm512_broadcast_i32x4(load16(block, 0)), _mm512_set1_epi8(15));
-    let index = _mm512_add_epi8(QUARTERS.register(0), broadcast(4 * chunk));
-    _mm512_maskz_shuffle_epi8(0x1111_1111_1111_1111, scales, index)
-}
-
 /// Codes 0 to 15 of a `Q4_K` block.
 #[inline]
 #[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
@@ -191,13 +181,6 @@ impl Iq2 {
         let signed = _mm512_mask_sub_epi8(magnitudes, minus, _mm512_setzero_si512(), magnitudes);
         _mm512_xor_si512(signed, _mm512_set1_epi8(i8::MIN))
     }
-
-    /// For every 4 values of a chunk the step of their 32, as 32-bit integers.
-    #[inline]
-    #[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
-    pub(crate) fn chunk_steps(&self, chunk: usize) -> __m512i {
-        _mm512_permutexvar_epi32(STEP_OF.register(chunk), self.steps)
-    }
 }
 
 #[inline]
@@ -208,7 +191,7 @@ fn broadcast(byte: usize) -> __m512i {
 }
 
 /// Seven stored bits to eight signs, as a matrix of bits: the eighth is the sum of all, so that the number of minus signs is even.
-const EIGHTH_SIGN: i64 = 0x0102_0408_1020_407f;
+pub(super) const EIGHTH_SIGN: i64 = 0x0102_0408_1020_407f;
 
 static E2M1: Table<u8, 64> = Table(e2m1_unsigned());
 static SHIFTS_MXFP4: Table<u16, 32> = Table(shifts(8, 4));
@@ -218,7 +201,6 @@ static QUARTERS: Table<u8, 64> = Table(quarters());
 static GRID: Table<[i8; 8], 256> = Table(MAGNITUDES_OF);
 static INDEX_OF: Table<u8, 256> = Table(index_of());
 static FOURS: Table<u8, 64> = Table(fours());
-static STEP_OF: Table<u32, 64> = Table(step_of());
 
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // -12 to 12, offset
 const fn e2m1_unsigned() -> [u8; 64] {
@@ -281,17 +263,6 @@ const fn fours() -> [u8; 64] {
     let mut i = 0;
     while i < 64 {
         table[i] = (i % 32 / 4 * 8 + i % 4) as u8;
-        i += 1;
-    }
-    table
-}
-
-/// Where the step of values `4 i` to `4 i + 3` is.
-const fn step_of() -> [u32; 64] {
-    let mut table = [0; 64];
-    let mut i = 0;
-    while i < 64 {
-        table[i] = (i / 8 * 2) as u32;
         i += 1;
     }
     table

@@ -113,6 +113,13 @@ pub(crate) fn sums_of_wide(rows: &[__m512i; 8]) -> __m256i {
             _mm512_shuffle_i64x2::<0xee>(a, b),
         )
     });
+    sums_of_halves(&halves)
+}
+
+/// The same for four registers, of which the lower half belongs to row `i` and the upper half to row `i + 4`.
+#[inline]
+#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
+pub(crate) fn sums_of_halves(halves: &[__m512i; 4]) -> __m256i {
     let twos: [__m512i; 2] = from_fn(|i| {
         let (a, b) = (halves[2 * i], halves[2 * i + 1]);
         _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b))

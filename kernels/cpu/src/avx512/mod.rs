@@ -7,8 +7,10 @@ mod beside;
 pub(crate) mod chunk;
 mod floats;
 pub(crate) mod fold;
+mod pairs;
 mod panel;
 mod plain;
+mod planes;
 mod quantize;
 mod stepped;
 mod tile;
@@ -38,7 +40,7 @@ pub(crate) const KERNELS: Kernels = Kernels {
 
 #[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
 fn product(rows: &Rows<'_>, tokens: &[Token<'_>], put: Put<'_>) {
-    if tokens.len() <= vector::MOST {
+    if tokens.len() <= vector::most(rows.format()) {
         return vector::product(rows, tokens, put);
     }
     if tokens.len() <= tile::TOKENS {

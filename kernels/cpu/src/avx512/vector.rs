@@ -3,29 +3,29 @@
 //! Eight rows go side by side, block after block, so that the integers of a block are the lanes of the fused multiply-adds.
 
 use std::arch::x86_64::{
-    __m256, __m256i, __m512i, _CMP_NEQ_UQ, _MM_HINT_T0, _mm_and_si128, _mm_cvtsi64_si128, _mm_loadu_si128,
-    _mm_prefetch, _mm_set1_epi8, _mm_srli_epi16, _mm256_add_epi32, _mm256_castsi256_ps, _mm256_cmp_ps_mask,
-    _mm256_cmplt_epi32_mask, _mm256_cvtepi32_ps, _mm256_cvtepu8_epi16, _mm256_cvtepu8_epi32, _mm256_cvtph_ps,
-    _mm256_dpbusd_epi32, _mm256_fmadd_ps, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_mask_mov_epi32,
-    _mm256_mask3_fnmadd_ps, _mm256_mul_ps, _mm256_or_si256, _mm256_set1_epi8, _mm256_set1_epi32,
-    _mm256_set1_ps, _mm256_setzero_ps, _mm256_setzero_si256, _mm256_slli_epi32, _mm256_sllv_epi32,
-    _mm256_storeu_ps, _mm256_sub_epi32, _mm256_xor_si256, _mm512_add_epi32, _mm512_castsi256_si512,
-    _mm512_dpbusd_epi32, _mm512_dpwssd_epi32, _mm512_mask_sub_epi8, _mm512_permutexvar_epi32,
-    _mm512_set_epi32, _mm512_set1_epi32, _mm512_setzero_si512,
+    __m256, __m256i, __m512i, _CMP_NEQ_UQ, _MM_HINT_T0, _mm_cvtsi64_si128, _mm_loadu_si128, _mm_prefetch,
+    _mm256_add_epi32, _mm256_castsi256_ps, _mm256_cmp_ps_mask, _mm256_cmplt_epi32_mask, _mm256_cvtepi32_ps,
+    _mm256_cvtepu8_epi32, _mm256_cvtph_ps, _mm256_dpbusd_epi32, _mm256_fmadd_ps, _mm256_loadu_si256,
+    _mm256_madd_epi16, _mm256_mask_mov_epi32, _mm256_mask3_fnmadd_ps, _mm256_mul_ps, _mm256_or_si256,
+    _mm256_set1_epi8, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_ps, _mm256_setzero_si256,
+    _mm256_slli_epi32, _mm256_sllv_epi32, _mm256_storeu_ps, _mm256_sub_epi32, _mm256_xor_si256,
+    _mm512_add_epi32, _mm512_castsi256_si512, _mm512_dpbusd_epi32, _mm512_dpwssd_epi32,
+    _mm512_permutexvar_epi32, _mm512_set_epi32, _mm512_set1_epi32, _mm512_setzero_si512,
 };
 use std::array::from_fn;
 
 use ds4_kernels::Format;
 
-use super::chunk::{CHUNK, Iq2, load16, load32, load64, mxfp4_block, q2_k, q2_k_steps, q4_k};
+use super::chunk::{CHUNK, load32, load64, mxfp4_block, q4_k};
 use super::fold::{sums_of_wide, sums8};
+use super::{pairs, planes};
 use crate::operands::{Put, ROWS, Rows, Token};
 use crate::q4_k;
 
 /// Rows side by side: the lanes of 256 bits.
 const EIGHT: usize = 8;
 /// Tokens that share the unpacking of a block.
-pub(super) const MOST: usize = 3;
+const AT_ONCE: usize = 4;
 
 /// One block of eight rows, with `T` tokens: a lane for each row.
 struct Eight<const T: usize> {
@@ -35,14 +35,27 @@ struct Eight<const T: usize> {
     dmin: __m256,
 }
 
-/// The products of the rows with up to [`MOST`] tokens.
+/// Tokens that are multiplied this way: more of them pay for a panel. Rows that share registers are unpacked twice in less time.
+pub(super) const fn most(format: Format) -> usize {
+    match format {
+        Format::Q2K | Format::Iq2Xxs => 2 * AT_ONCE,
+        _ => AT_ONCE - 1,
+    }
+}
+
+/// The products of the rows with a few tokens.
 #[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
 pub(super) fn product(rows: &Rows<'_>, tokens: &[Token<'_>], put: Put<'_>) {
-    match *tokens {
-        [a] => of_tokens(rows, [a], put),
-        [a, b] => of_tokens(rows, [a, b], put),
-        [a, b, c] => of_tokens(rows, [a, b, c], put),
-        _ => unreachable!("{} tokens at once, at most {MOST}", tokens.len()),
+    let share = tokens.len().div_ceil(tokens.len().div_ceil(AT_ONCE));
+    for (i, some) in tokens.chunks(share).enumerate() {
+        let put: Put<'_> = &mut |token, values| put(i * share + token, values);
+        match *some {
+            [a] => of_tokens(rows, [a], put),
+            [a, b] => of_tokens(rows, [a, b], put),
+            [a, b, c] => of_tokens(rows, [a, b, c], put),
+            [a, b, c, d] => of_tokens(rows, [a, b, c, d], put),
+            _ => unreachable!("{} tokens at once, at most {AT_ONCE}", some.len()),
+        }
     }
 }
 
@@ -51,11 +64,18 @@ fn of_tokens<const T: usize>(rows: &Rows<'_>, tokens: [Token<'_>; T], put: Put<'
     let values = match rows.format() {
         Format::Q8_0 => bytes(rows, &tokens, |block| q8_0(block), |blocks| halves(blocks, 0)),
         Format::Mxfp4 => bytes(rows, &tokens, |block| mxfp4_block(block), |blocks| powers(blocks)),
-        Format::Q2K => product_of::<84, true, T>(rows, &tokens, |blocks, at| Eight {
-            dots: dots(blocks, &tokens, at, |block, x| two(block, x)),
-            d: halves(blocks, 80),
-            minimums: minimums(blocks, &tokens, at, |block| minimums_q2_k(block)),
-            dmin: halves(blocks, 82),
+        Format::Q2K => product_of::<84, true, T>(rows, &tokens, |blocks, at| {
+            let (dots, minimums) = pairs::dots(
+                blocks,
+                from_fn(|t| &tokens[t].codes.as_chunks().0[at]),
+                from_fn(|t| &tokens[t].sums.as_chunks().0[at]),
+            );
+            Eight {
+                dots,
+                d: halves(blocks, 80),
+                minimums,
+                dmin: halves(blocks, 82),
+            }
         }),
         Format::Q4K => product_of::<144, true, T>(rows, &tokens, |blocks, at| Eight {
             dots: dots(blocks, &tokens, at, |block, x| four(block, x)),
@@ -63,12 +83,18 @@ fn of_tokens<const T: usize>(rows: &Rows<'_>, tokens: [Token<'_>; T], put: Put<'
             minimums: minimums(blocks, &tokens, at, |block| minimums_q4_k(block)),
             dmin: halves(blocks, 2),
         }),
-        Format::Iq2Xxs => product_of::<66, false, T>(rows, &tokens, |blocks, at| Eight {
-            dots: dots(blocks, &tokens, at, |block, x| grid(block, x)),
-            // An eighth completes the scale, as in its block.
-            d: _mm256_mul_ps(halves(blocks, 0), _mm256_set1_ps(0.125)),
-            minimums: [_mm256_setzero_si256(); T],
-            dmin: _mm256_setzero_ps(),
+        Format::Iq2Xxs => planes::with(&tokens, |planes| {
+            product_of::<66, false, T>(rows, &tokens, |blocks, at| Eight {
+                dots: planes::dots(
+                    blocks,
+                    from_fn(|t| &planes[t][at]),
+                    from_fn(|t| &tokens[t].offsets.as_chunks().0[at]),
+                ),
+                // An eighth completes the scale, as in its block.
+                d: _mm256_mul_ps(halves(blocks, 0), _mm256_set1_ps(0.125)),
+                minimums: [_mm256_setzero_si256(); T],
+                dmin: _mm256_setzero_ps(),
+            })
         }),
         format => unreachable!("{format} has no 8-bit activations"),
     };
@@ -228,28 +254,6 @@ fn load_codes(codes: &[i8; 32]) -> __m256i {
 
 #[inline]
 #[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
-fn two<const T: usize>(block: &[u8; 84], x: &[&[i8; 256]; T]) -> [__m512i; T] {
-    let mut dots = [_mm512_setzero_si512(); T];
-    for chunk in 0..4 {
-        let (codes, steps) = (q2_k(block, chunk), q2_k_steps(block, chunk));
-        for t in 0..T {
-            let part = _mm512_dpbusd_epi32(_mm512_setzero_si512(), codes, load64(x[t], CHUNK * chunk));
-            dots[t] = add_scaled(dots[t], part, steps);
-        }
-    }
-    dots
-}
-
-/// The minimums of the 16 groups of a `Q2_K` block.
-#[inline]
-#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
-fn minimums_q2_k(block: &[u8; 84]) -> __m256i {
-    let minimums = _mm_and_si128(_mm_srli_epi16::<4>(load16(block, 0)), _mm_set1_epi8(15));
-    _mm256_cvtepu8_epi16(minimums)
-}
-
-#[inline]
-#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
 fn four<const T: usize>(block: &[u8; 144], x: &[&[i8; 256]; T]) -> [__m512i; T] {
     let steps = _mm_cvtsi64_si128(q4_k::scales(block).0.cast_signed());
     let steps = _mm512_castsi256_si512(_mm256_cvtepu8_epi32(steps));
@@ -276,25 +280,7 @@ fn minimums_q4_k(block: &[u8; 144]) -> __m256i {
     _mm256_or_si256(minimums, _mm256_slli_epi32::<16>(minimums))
 }
 
-#[inline]
-#[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
-fn grid<const T: usize>(block: &[u8; 66], x: &[&[i8; 256]; T]) -> [__m512i; T] {
-    let shared = Iq2::new(block);
-    let mut dots = [_mm512_setzero_si512(); T];
-    for chunk in 0..4 {
-        let ((magnitudes, minus), steps) = (shared.chunk(chunk), shared.chunk_steps(chunk));
-        for t in 0..T {
-            let codes = load64(x[t], CHUNK * chunk);
-            // Codes are symmetric, so a weight's sign can be the code's.
-            let signed = _mm512_mask_sub_epi8(codes, minus, _mm512_setzero_si512(), codes);
-            let part = _mm512_dpbusd_epi32(_mm512_setzero_si512(), magnitudes, signed);
-            dots[t] = add_scaled(dots[t], part, steps);
-        }
-    }
-    dots
-}
-
-/// Adds `parts` times `steps`. A part is the sum of four products, at most 4 * 43 * 127: it fits 16 bits, so that its lower half alone is
+/// Adds `parts` times `steps`. A part is the sum of four products, at most 4 * 15 * 127: it fits 16 bits, so that its lower half alone is
 /// multiplied (the upper half of a step is zero) and one instruction does it.
 #[inline]
 #[target_feature(enable = "avx512bw,avx512vl,avx512vnni,avx512vbmi,gfni")]
