@@ -123,7 +123,7 @@ fn sum(words: &[u64]) -> u64 {
 }
 
 /// The best 8-bit multiply-and-add of this machine: its name, the operations of one step, and the loop over steps.
-fn int8() -> (&'static str, usize, fn(usize)) {
+pub(crate) fn int8() -> (&'static str, usize, fn(usize)) {
     #[cfg(target_arch = "x86_64")]
     {
         if std::is_x86_feature_detected!("avx512f") && std::is_x86_feature_detected!("avx512vnni") {

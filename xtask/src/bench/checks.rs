@@ -1,6 +1,6 @@
 //! What must hold besides the figures' goals: shares of the machine's limits, and gains.
 
-use super::ds4::{Measured, Roofline};
+use super::ds4::Measured;
 use super::report::{Check, Figure};
 
 /// Shares of the memory bandwidth, and what a batch gains, where they were measured.
@@ -23,10 +23,10 @@ fn share(figures: &[Figure], name: &str, limit: f64) -> Option<Check> {
 }
 
 /// The share of the vectors' int8 peak that the products of a chunk reach; what prefill does besides is in the figures' own shares.
-pub fn matmuls(measured: &Measured, line: &Roofline) -> Option<Check> {
+pub fn matmuls(measured: &Measured) -> Option<Check> {
     Some(Check {
         name: "products of 512 tokens: share of int8 vector peak".into(),
-        found: measured.matmul_operations_per_second? / line.int8_operations_per_second,
+        found: measured.matmul_share_of_int8_peak?,
         limit: 0.5,
         at_least: true,
     })

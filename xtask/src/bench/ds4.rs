@@ -41,8 +41,8 @@ pub struct Measured {
     pub work_per_token: Work,
     /// The machine, when it was asked for.
     pub roofline: Option<Roofline>,
-    /// 8-bit operations per second of the products alone, when it was asked for.
-    pub matmul_operations_per_second: Option<f64>,
+    /// The share of the int8 peak of vectors that the products alone reach, when it was asked for.
+    pub matmul_share_of_int8_peak: Option<f64>,
     /// The rows.
     pub results: Vec<Row>,
 }

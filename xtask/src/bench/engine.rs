@@ -156,7 +156,7 @@ impl Engine {
             .extend(peer.map(|found| ("llama.cpp".into(), found)));
         report.figures = bench.rounds(&plan, &shapes, &line)?;
         report.checks = checks::of_figures(&report.figures);
-        report.checks.extend(checks::matmuls(&shapes, &line));
+        report.checks.extend(checks::matmuls(&shapes));
         if bench.wants(Part::Memory) {
             report.checks.extend(bench.memory()?);
         }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use ds4_kernels_cpu::Roofline;
+use ds4_kernels_cpu::matmuls::Speed;
 use ds4_model::SliceInfo;
 use serde_json::{Value, json};
 
@@ -113,8 +114,8 @@ pub(crate) struct Report<'a> {
     pub(crate) peak: Option<u64>,
     pub(crate) work: Work,
     pub(crate) roofline: Option<Roofline>,
-    /// 8-bit operations per second of the products alone, in the model's mix of formats.
-    pub(crate) matmuls: Option<f64>,
+    /// The products alone, in the model's mix of formats.
+    pub(crate) matmuls: Option<Speed>,
     pub(crate) rows: Vec<Row>,
 }
 
@@ -133,7 +134,8 @@ impl Report<'_> {
             "model": self.info.config.name, "backend": self.info.backend, "numerics": self.info.numerics.to_string(), "chunk": self.chunk,
             "load_seconds": self.load.as_secs_f64(), "weight_bytes": self.info.weight_bytes, "peak_bytes": self.peak,
             "kv_bytes": self.kv_bytes(), "work_per_token": work, "roofline": roofline,
-            "matmul_operations_per_second": self.matmuls,
+            "matmul_operations_per_second": self.matmuls.map(|speed| speed.operations_per_second),
+            "matmul_share_of_int8_peak": self.matmuls.map(|speed| speed.share),
             "results": self.rows.iter().map(Row::json).collect::<Vec<_>>(),
         })
     }
@@ -193,12 +195,12 @@ impl fmt::Display for Report<'_> {
                 None => writeln!(f)?,
             }
         }
-        if let Some((line, matmuls)) = self.roofline.zip(self.matmuls) {
-            let share = 100.0 * matmuls / line.int8;
+        if let Some(speed) = self.matmuls {
             writeln!(
                 f,
-                "its products of 512 tokens: {:.0} GOP/s, {share:.0} % of int8 vector peak",
-                matmuls / 1e9
+                "its products of 512 tokens: {:.0} GOP/s, {:.0} % of int8 vector peak",
+                speed.operations_per_second / 1e9,
+                100.0 * speed.share
             )?;
         }
         writeln!(f, "\n  test       depth  batch  tokens    seconds  tokens/s")?;

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use ds4_gguf::{Gguf, LayerSpan, ModelConfig, TensorInfo, tensors};
-use ds4_kernels_cpu::matmuls::{self, Format};
+use ds4_kernels_cpu::matmuls::{self, Format, Speed};
 
 /// Tokens of a chunk whose products are measured.
 const CHUNK: usize = 512;
@@ -78,10 +78,11 @@ impl Work {
         }
     }
 
-    /// 8-bit operations per second in the products of a chunk, each format in its share; measured here, an expert with the tokens that
-    /// fall on it were routing uniform.
-    pub(crate) fn matmuls(&self, threads: usize) -> Result<f64> {
-        let mut seconds = 0.0;
+    /// What the products of a chunk reach, each format in its share; measured here, an expert with the tokens that fall on it were routing
+    /// uniform.
+    pub(crate) fn matmuls(&self, threads: usize) -> Result<Speed> {
+        // What the operations take, and in units of what they would take at the peak.
+        let (mut seconds, mut times) = (0.0, 0.0);
         for (format, routed, operations) in &self.products {
             #[allow(
                 clippy::cast_possible_truncation,
@@ -94,9 +95,14 @@ impl Work {
             } else {
                 CHUNK
             };
-            seconds += operations / matmuls::operations_per_second(*format, tokens, threads)?;
+            let speed = matmuls::measure(*format, tokens, threads)?;
+            seconds += operations / speed.operations_per_second;
+            times += operations / speed.share;
         }
-        Ok(self.int8 / seconds)
+        Ok(Speed {
+            operations_per_second: self.int8 / seconds,
+            share: self.int8 / times,
+        })
     }
 
     /// Bytes of weights that one step of `batch` sessions touches: each matrix once, and the experts that at least one of
