@@ -56,8 +56,7 @@ impl Rows {
 
     /// Appends whole rows; the first ones decide where the range starts.
     pub(crate) fn append(&mut self, first: u64, bytes: &[u8]) {
-        self.make_room(first, bytes.len());
-        self.bytes.extend_from_slice(bytes);
+        self.append_pieces(first, bytes.len(), std::iter::once(bytes));
     }
 
     /// As [`Rows::append`], of `count` bytes in pieces that may end within a row.

@@ -1,5 +1,6 @@
 //! Connections between pods: plain, or with certificates on both ends.
 
+pub(crate) mod beside;
 mod incoming;
 mod pieces;
 mod tls;

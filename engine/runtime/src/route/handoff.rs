@@ -13,7 +13,7 @@ use tower::ServiceExt;
 use tracing::{Instrument, Span};
 
 use super::connect::Hop;
-use super::messages::{Messages, beside};
+use super::messages::{Messages, undecoded};
 use crate::RouteError;
 use crate::frames::{Receiver, Refusal};
 use crate::net;
@@ -163,7 +163,7 @@ fn staging(pull: &Pull) -> KvStaging {
 async fn open(pull: &Pull, span: &Span) -> Result<Messages, RouteError> {
     let lanes = &pull.hop.links.lanes;
     let lane = lanes[pull.stream % lanes.len()].clone();
-    let mut client = StageClient::new(lane.map_response(beside));
+    let mut client = StageClient::new(lane.map_response(undecoded));
     let mut request = Request::new(SessionRequest {
         session: pull.session.clone(),
         epoch: pull.epoch,

@@ -2,7 +2,6 @@
 
 use std::future::poll_fn;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Buf;
 use ds4_proto::MESSAGE_BYTES;
@@ -15,17 +14,12 @@ use tonic::body::Body;
 use tonic::{Code, Response, Status};
 
 use crate::frames::{DATA, PREFIX, ROWS};
-use crate::net::Pieces;
+use crate::net::{Pieces, beside};
 
-/// The body of an answer on its way past tonic's decoder. An answer's extensions must be cloned; this is taken once.
-#[derive(Clone)]
-struct Beside(Arc<Mutex<Option<Body>>>);
-
-/// The same answer with its body in its extensions, for [`Messages::of`].
-pub(super) fn beside(mut answer: http::Response<Body>) -> http::Response<Body> {
+/// The same answer with its body past tonic's decoder, for [`Messages::of`].
+pub(super) fn undecoded(mut answer: http::Response<Body>) -> http::Response<Body> {
     let body = std::mem::take(answer.body_mut());
-    let beside = Beside(Arc::new(Mutex::new(Some(body))));
-    answer.extensions_mut().insert(beside);
+    beside::put(answer.extensions_mut(), body);
     answer
 }
 
@@ -43,10 +37,9 @@ pub(super) struct Received {
 }
 
 impl Messages {
-    /// Those of an answer that went through [`beside`].
+    /// Those of an answer that went through [`undecoded`].
     pub(super) fn of<T>(mut answer: Response<T>) -> Self {
-        let beside = answer.extensions_mut().remove::<Beside>();
-        let body = beside.and_then(|Beside(body)| body.lock().unwrap_or_else(PoisonError::into_inner).take());
+        let body: Option<Body> = beside::take(answer.extensions_mut());
         Self {
             body: body.unwrap_or_default(),
             came: Pieces::default(),

@@ -1,7 +1,6 @@
 //! The answer to a pull: messages that are encoded already, as the body that goes into the connection. What tonic encodes itself is copied once more.
 
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -15,25 +14,18 @@ use tonic::{Response, Status};
 use super::service::Frames;
 use super::session::Outgoing;
 use crate::frames::Encoded;
+use crate::net::beside;
 
-/// What goes beside the stream of an answer, until [`with_messages`] puts it in its place. An answer's extensions must be cloned; this is taken once.
-#[derive(Clone)]
-struct Beside(Arc<Mutex<Option<Outgoing<Encoded>>>>);
-
-/// The answer of a call whose messages are `frames`. Its own stream is empty.
+/// The answer of a call whose messages are `frames`. Its own stream is empty, until [`with_messages`] puts them in its place.
 pub(crate) fn answer(frames: Outgoing<Encoded>) -> Response<Frames<HandoffFrame>> {
     let mut answer = Response::new(futures::stream::empty().boxed());
-    let beside = Beside(Arc::new(Mutex::new(Some(frames))));
-    answer.extensions_mut().insert(beside);
+    beside::put(answer.extensions_mut(), frames);
     answer
 }
 
 /// The same answer with its messages as its body, if it is one of [`answer`].
 pub(crate) fn with_messages(mut answer: http::Response<Body>) -> http::Response<Body> {
-    let beside = answer.extensions_mut().remove::<Beside>();
-    let frames =
-        beside.and_then(|Beside(frames)| frames.lock().unwrap_or_else(PoisonError::into_inner).take());
-    match frames {
+    match beside::take(answer.extensions_mut()) {
         Some(frames) => answer.map(|_| Body::new(Messages(Some(frames)))),
         None => answer,
     }
